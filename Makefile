@@ -1,0 +1,3 @@
+.PHONY: inplace
+inplace:
+	@.venv/bin/python tools/inplace.py

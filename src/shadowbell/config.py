@@ -1,0 +1,315 @@
+"""What to serve: the configuration, from a namespace specification, Python or a TOML file.
+
+Every mistake is a `UserError` of one line. The structures check themselves, so that a configuration
+made in Python is held to the same rules as one that was typed.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import msgspec
+
+from shadowbell.errors import UserError
+
+MAX_IO_QUEUES = 128
+MAX_IOTHREADS = 64
+MAX_NAMESPACES = 1024  # what one Active Namespace ID list (Identify CNS 02h) holds
+MAX_POLL_US = 1_000_000
+MAX_SIZE = 2**63 - 1  # off_t
+MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path less its NUL
+
+KINDS = ("file", "memory", "null")
+UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
+
+Kind = Literal["file", "memory", "null"]
+Lba = Literal[512, 4096]
+
+
+class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One namespace. `path` is for kind "file" (block devices too), `size` (bytes) for the others.
+
+    Raises UserError when the fields contradict each other.
+    """
+
+    kind: Kind
+    path: str | None = None
+    size: int | None = None
+    lba: Lba = 512
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"unknown kind {self.kind!r}: use file, memory or null")
+        if self.lba not in (512, 4096):
+            raise UserError(f"lba {self.lba} isn't supported: use 512 or 4096")
+        if self.kind == "file":
+            if not self.path:
+                raise UserError("a file namespace needs a path: file:/path/to/disk.img")
+            if "\0" in self.path:
+                raise UserError(f"{self.path!r} can't be a path: it contains a NUL character")
+            if self.size is not None:
+                raise UserError(f"{self.path}: a file's size is its own: leave size out")
+            return
+        if self.path is not None:
+            raise UserError(f"a {self.kind} namespace has no path: leave it out or use file")
+        if self.size is None:
+            raise UserError(f"a {self.kind} namespace needs a size: {self.kind}:1G")
+        if not 0 < self.size <= MAX_SIZE:
+            raise UserError(f"size {self.size} is out of range: give 1 to {MAX_SIZE} bytes")
+        if self.size % self.lba:
+            raise UserError(
+                f"{self.kind} size {self.size} is no multiple of its LBA size: "
+                f"give a multiple of {self.lba} bytes"
+            )
+
+
+class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One NVMe controller on one socket. `max_queues` counts I/O queue pairs.
+
+    Raises UserError when a field is out of range.
+    """
+
+    socket: str
+    namespaces: tuple[NamespaceConfig, ...] = msgspec.field(name="namespace")
+    serial: str | None = None
+    model: str = "shadowbell NVMe"
+    doorbells: Literal["trap", "mapped"] = "trap"
+    dbbuf: bool = True
+    max_queues: int = 64
+    interrupts: Literal["msix", "msi"] = "msix"
+
+    def __post_init__(self) -> None:
+        if not self.socket:
+            raise UserError("a controller needs a socket: give the path to listen at")
+        if "\0" in self.socket:
+            raise UserError(f"socket {self.socket!r} contains a NUL character: give another path")
+        if (length := len(os.fsencode(self.socket))) > MAX_SOCKET_PATH:
+            raise UserError(
+                f"socket path of {length} bytes is too long: "
+                f"give one of at most {MAX_SOCKET_PATH} bytes"
+            )
+        if not self.namespaces:
+            raise UserError("nothing to serve: give at least one image or namespace")
+        if len(self.namespaces) > MAX_NAMESPACES:
+            raise UserError(
+                f"{len(self.namespaces)} namespaces are too many: give at most {MAX_NAMESPACES}"
+            )
+        if self.serial is not None:
+            _check_ascii("serial", self.serial, 20)
+        _check_ascii("model", self.model, 40)
+        if self.doorbells not in ("trap", "mapped"):
+            raise UserError(f"unknown doorbells {self.doorbells!r}: use trap or mapped")
+        if self.interrupts not in ("msix", "msi"):
+            raise UserError(f"unknown interrupts {self.interrupts!r}: use msix or msi")
+        _check_range("max_queues", self.max_queues, 1, MAX_IO_QUEUES)
+
+    @property
+    def serial_number(self) -> str:
+        """The serial to report: `serial`, or 20 characters that follow from the socket's path."""
+        if self.serial is not None:
+            return self.serial
+        from hashlib import blake2s
+
+        digest = blake2s(os.fsencode(os.path.abspath(self.socket)), digest_size=9)
+        return f"SB{digest.hexdigest().upper()}"
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything one process serves. `poll_max_us` is the longest busy wait, 0 for none.
+
+    Raises UserError when a field is out of range or two controllers are in each other's way.
+    """
+
+    controllers: tuple[ControllerConfig, ...] = msgspec.field(name="controller")
+    iothreads: int = 1
+    poll_max_us: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.controllers:
+            raise UserError("nothing to serve: give at least one controller")
+        _check_range("iothreads", self.iothreads, 1, MAX_IOTHREADS)
+        _check_range("poll_max_us", self.poll_max_us, 0, MAX_POLL_US)
+        sockets: set[str] = set()
+        images: dict[str, bool] = {}
+        for controller in self.controllers:
+            socket = os.path.abspath(controller.socket)
+            if socket in sockets:
+                raise UserError(f"two controllers want socket {socket}: give each its own")
+            sockets.add(socket)
+            for namespace in controller.namespaces:
+                if namespace.path is None:
+                    continue
+                image = os.path.realpath(namespace.path)
+                if image in images and not (images[image] and namespace.read_only):
+                    raise UserError(
+                        f"{namespace.path} is served twice: serve it once, or only read-only"
+                    )
+                images[image] = namespace.read_only
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "4096", "512M", "1.5G" or "1GiB". Units are powers of 1024. Raises UserError."""
+    number, unit = text.strip(), ""
+    for index, character in enumerate(number):
+        if not (character.isascii() and (character.isdigit() or character == ".")):
+            number, unit = number[:index], number[index:].strip()
+            break
+    whole, _, fraction = number.partition(".")
+    if len(number) > 32:
+        raise UserError(f"bad size {text!r}: it has too many digits")
+    exponent = UNITS.get(unit.upper().removesuffix("IB") if len(unit) == 3 else unit.upper())
+    if exponent is None or not whole.isdigit() or ("." in number and not fraction.isdigit()):
+        raise UserError(f"bad size {text!r}: write a number and K, M, G, T or P, such as 512M")
+    scale: int = 10 ** len(fraction)
+    size, rest = divmod(int(whole + fraction) << exponent, scale)
+    if rest:
+        raise UserError(f"bad size {text!r}: it isn't a whole number of bytes")
+    if not 0 < size <= MAX_SIZE:
+        raise UserError(f"bad size {text!r}: it must be between 1 and {MAX_SIZE} bytes")
+    return size
+
+
+def parse_namespace(spec: str) -> NamespaceConfig:
+    """Read `[KIND:]PATH|SIZE[,lba=512|4096][,ro]`; a comma within a path is written `,,`.
+
+    Without KIND the text is the path of an image or a block device. Raises UserError.
+    """
+    head, *options = (part.replace("\0", ",") for part in _split(spec))
+    kind, colon, target = head.partition(":")
+    if not colon or "/" in kind:
+        kind, target = "file", head
+    elif kind not in KINDS:
+        raise UserError(
+            f"unknown kind {kind!r} in {spec!r}: use file:, memory: or null: "
+            "(a path that contains a colon is written file:PATH)"
+        )
+    fields: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if key in fields:
+            raise UserError(f"{key} is given twice in {spec!r}: give it once")
+        if key == "lba" and value in ("512", "4096"):
+            fields[key] = int(value)
+        elif key == "lba":
+            raise UserError(f"bad lba {value!r} in {spec!r}: use lba=512 or lba=4096")
+        elif key == "ro" and not equals:
+            fields[key] = True
+        else:
+            raise UserError(
+                f"unknown option {option!r} in {spec!r}: use lba=512, lba=4096 or ro "
+                "(a comma within a path is written twice)"
+            )
+    if not target:
+        missing = "path" if kind == "file" else "size"
+        example = "file:/path/to/disk.img" if kind == "file" else f"{kind}:1G"
+        raise UserError(f"{spec!r} lacks its {missing}: write {example}")
+    return NamespaceConfig(
+        kind=cast(Kind, kind),
+        path=target if kind == "file" else None,
+        size=None if kind == "file" else parse_size(target),
+        lba=cast(Lba, fields.get("lba", 512)),
+        read_only="ro" in fields,
+    )
+
+
+def load(path: str | os.PathLike[str]) -> ServerConfig:
+    """Read a TOML file; relative paths in it start from its folder. Raises UserError.
+
+    A controller's `namespace` is a list of specifications (`parse_namespace`) and of tables with
+    the fields of `NamespaceConfig`, where `size` may be text (`parse_size`).
+    """
+    import tomllib
+
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}: check the path") from None
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise UserError(f"{path} is no valid TOML: {_one_line(error)}") from None
+    folder = Path(path).absolute().parent
+    try:
+        controllers = tables.get("controller")
+        if not isinstance(controllers, list):
+            raise UserError("nothing to serve: add a [[controller]] table")
+        tables["controller"] = tuple(
+            _controller(table, f"controller {number}", folder)
+            for number, table in enumerate(controllers, 1)
+        )
+        return _convert(tables, ServerConfig, "")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def _controller(table: object, where: str, folder: Path) -> ControllerConfig:
+    if not isinstance(table, dict):
+        raise UserError(f"{where} is no table: write it as [[controller]]")
+    entries = table.get("namespace", [])
+    if not isinstance(entries, list):
+        entries = [entries]
+    table["namespace"] = tuple(
+        _namespace(entry, f"{where}, namespace {number}", folder)
+        for number, entry in enumerate(entries, 1)
+    )
+    if isinstance(table.get("socket"), str):
+        table["socket"] = _from_folder(table["socket"], folder)
+    return _convert(table, ControllerConfig, where)
+
+
+def _namespace(entry: object, where: str, folder: Path) -> NamespaceConfig:
+    try:
+        if isinstance(entry, str):
+            namespace = parse_namespace(entry)
+        elif isinstance(entry, dict):
+            if isinstance(entry.get("size"), str):
+                entry["size"] = parse_size(entry["size"])
+            namespace = _convert(entry, NamespaceConfig, "")
+        else:
+            raise UserError("is neither text nor a table: write it as 'file:/path' or a table")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if namespace.path is None:
+        return namespace
+    return msgspec.structs.replace(namespace, path=_from_folder(namespace.path, folder))
+
+
+def _convert(table: Mapping[str, object], kind: type[T], where: str) -> T:
+    prefix = f"{where}: " if where else ""
+    known = [field.encode_name for field in msgspec.structs.fields(kind)]
+    for key in table:
+        if key not in known:
+            raise UserError(f"{prefix}unknown key {key!r}: use {', '.join(known)}")
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{prefix}{_one_line(error)}") from None
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
+
+
+def _split(spec: str) -> list[str]:
+    if "\0" in spec:
+        raise UserError(f"{spec!r} contains a NUL character: leave it out")
+    return spec.replace(",,", "\0").split(",")
+
+
+def _from_folder(path: str, folder: Path) -> str:
+    return str(folder / os.path.expanduser(path)) if path else path
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{name} {value} is out of range: give {low} to {high}")
+
+
+def _check_ascii(name: str, value: str, limit: int) -> None:
+    if not 0 < len(value) <= limit or not value.isascii() or not value.isprintable():
+        raise UserError(f"bad {name} {value!r}: give 1 to {limit} printable ASCII characters")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,64 @@
+"""Command opcodes (Base 2.0, sections 5 and 7; NVM Command Set 1.0, section 3)."""
+
+from enum import IntEnum
+
+
+class AdminOpcode(IntEnum):
+    """Opcodes of the Admin Command Set (Base 2.0, section 5)."""
+
+    DELETE_IO_SUBMISSION_QUEUE = 0x00
+    CREATE_IO_SUBMISSION_QUEUE = 0x01
+    GET_LOG_PAGE = 0x02
+    DELETE_IO_COMPLETION_QUEUE = 0x04
+    CREATE_IO_COMPLETION_QUEUE = 0x05
+    IDENTIFY = 0x06
+    ABORT = 0x08
+    SET_FEATURES = 0x09
+    GET_FEATURES = 0x0A
+    ASYNCHRONOUS_EVENT_REQUEST = 0x0C
+    NAMESPACE_MANAGEMENT = 0x0D
+    FIRMWARE_COMMIT = 0x10
+    FIRMWARE_IMAGE_DOWNLOAD = 0x11
+    DEVICE_SELF_TEST = 0x14
+    NAMESPACE_ATTACHMENT = 0x15
+    KEEP_ALIVE = 0x18
+    DIRECTIVE_SEND = 0x19
+    DIRECTIVE_RECEIVE = 0x1A
+    VIRTUALIZATION_MANAGEMENT = 0x1C
+    NVME_MI_SEND = 0x1D
+    NVME_MI_RECEIVE = 0x1E
+    CAPACITY_MANAGEMENT = 0x20
+    LOCKDOWN = 0x24
+    DOORBELL_BUFFER_CONFIG = 0x7C
+    FABRICS_COMMANDS = 0x7F
+    FORMAT_NVM = 0x80
+    SECURITY_SEND = 0x81
+    SECURITY_RECEIVE = 0x82
+    SANITIZE = 0x84
+    GET_LBA_STATUS = 0x86
+
+
+class IoOpcode(IntEnum):
+    """Opcodes of the NVM Command Set (NVM Command Set 1.0, section 3)."""
+
+    FLUSH = 0x00
+    WRITE = 0x01
+    READ = 0x02
+    WRITE_UNCORRECTABLE = 0x04
+    COMPARE = 0x05
+    WRITE_ZEROES = 0x08
+    DATASET_MANAGEMENT = 0x09
+    VERIFY = 0x0C
+    RESERVATION_REGISTER = 0x0D
+    RESERVATION_REPORT = 0x0E
+    RESERVATION_ACQUIRE = 0x11
+    RESERVATION_RELEASE = 0x15
+    COPY = 0x19
+
+
+class CommandSet(IntEnum):
+    """Command Set Identifiers, CSI."""
+
+    NVM = 0x00
+    KEY_VALUE = 0x01
+    ZONED_NAMESPACE = 0x02

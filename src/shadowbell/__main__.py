@@ -1,0 +1,7 @@
+"""`python -m shadowbell`."""
+
+import sys
+
+from shadowbell.cli import main
+
+sys.exit(main())

@@ -1,0 +1,90 @@
+"""`parse_namespace`: the specification of one namespace."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shadowbell.config import NamespaceConfig, parse_namespace
+from shadowbell.errors import UserError
+
+paths = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "namespace"),
+    [
+        ("disk.img", NamespaceConfig(kind="file", path="disk.img")),
+        ("/dev/vdb,ro", NamespaceConfig(kind="file", path="/dev/vdb", read_only=True)),
+        ("file:/a,lba=4096", NamespaceConfig(kind="file", path="/a", lba=4096)),
+        ("memory:1G", NamespaceConfig(kind="memory", size=2**30)),
+        ("null:1T,ro,lba=4096", NamespaceConfig(kind="null", size=2**40, lba=4096, read_only=True)),
+        ("a,,b.img,ro", NamespaceConfig(kind="file", path="a,b.img", read_only=True)),
+        ("file:a:b", NamespaceConfig(kind="file", path="a:b")),
+        ("./a:b", NamespaceConfig(kind="file", path="./a:b")),
+        (
+            "/dev/disk/by-path/pci-0000:00:1f.2",
+            NamespaceConfig(kind="file", path="/dev/disk/by-path/pci-0000:00:1f.2"),
+        ),
+    ],
+)
+def test_specifications(spec: str, namespace: NamespaceConfig) -> None:
+    assert parse_namespace(spec) == namespace
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("", "lacks its path"),
+        ("file:", "lacks its path"),
+        ("memory:", "memory:1G"),
+        ("memory:12Q", "bad size '12Q'"),
+        ("memory:1000", "multiple of 512"),
+        ("memory:1536,lba=4096", "multiple of 4096"),
+        ("mem:1G", "use file:, memory: or null:"),
+        ("disk.img,lba=520", "lba=512 or lba=4096"),
+        ("disk.img,lba=", "lba=512 or lba=4096"),
+        ("disk.img,lba=512,lba=512", "twice"),
+        ("disk.img,cache=none", "unknown option 'cache=none'"),
+        ("disk.img,ro=on", "unknown option 'ro=on'"),
+        ("disk.img,", "unknown option ''"),
+        ("disk\0.img", "NUL"),
+    ],
+)
+def test_mistakes(spec: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_namespace(spec)
+
+
+@given(paths, st.sampled_from([512, 4096]), st.booleans())
+def test_any_path_can_be_written(path: str, lba: int, read_only: bool) -> None:
+    spec = f"file:{path.replace(',', ',,')},lba={lba}" + (",ro" if read_only else "")
+    namespace = parse_namespace(spec)
+    assert (namespace.path, namespace.lba, namespace.read_only) == (path, lba, read_only)
+
+
+@given(st.text())
+def test_any_text_gives_a_namespace_or_one_line(spec: str) -> None:
+    line = ""
+    try:
+        parse_namespace(spec)
+    except UserError as error:
+        line = str(error)
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"kind": "tape"}, "unknown kind"),
+        ({"kind": "file"}, "needs a path"),
+        ({"kind": "file", "path": "a", "size": 1}, "leave size out"),
+        ({"kind": "memory"}, "needs a size"),
+        ({"kind": "null", "size": 512, "path": "a"}, "has no path"),
+        ({"kind": "null", "size": 0}, "out of range"),
+        ({"kind": "null", "size": 2**63}, "out of range"),
+        ({"kind": "null", "size": 512, "lba": 520}, "use 512 or 4096"),
+    ],
+)
+def test_structures_check_themselves(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        NamespaceConfig(**fields)  # type: ignore[arg-type]

@@ -1,0 +1,598 @@
+"""The load loop: keeps queues full of reads and writes, checks what comes back, counts."""
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+from posix.unistd cimport usleep
+
+from shadowbell.driver.hostqueue cimport (
+    POLLIN,
+    CompletionRing,
+    SubmissionRing,
+    drain_irq,
+    poll,
+    pollfd,
+)
+from shadowbell.driver.hostring cimport (
+    Cq,
+    Cqe,
+    Sq,
+    cq_advance,
+    cq_peek,
+    ring_doorbell,
+    sb_nanoseconds,
+    sb_pause,
+    sb_relaxed,
+    sb_ticks,
+    sq_next,
+)
+
+cdef extern from * nogil:
+    """
+    static inline uint64_t sb_scale(uint64_t random, uint64_t range)
+    {
+        return (uint64_t)(((unsigned __int128)random * range) >> 64);
+    }
+    #define sb_top_bit(v) (63 - __builtin_clzll(v))
+    """
+    uint64_t sb_scale(uint64_t, uint64_t) noexcept
+    int sb_top_bit(uint64_t) noexcept
+
+cdef enum:
+    SUB_BITS = 6                   # 64 buckets an octave: 1.6 % wide
+    BUCKETS = 3776                 # (64 - SUB_BITS + 1) << SUB_BITS
+    MAX_RINGS = 128
+    OPCODE_WRITE = 1
+    OPCODE_READ = 2
+
+HISTOGRAM_BUCKETS = BUCKETS
+
+
+cdef inline int bucket_of(uint64_t value) noexcept nogil:
+    cdef int top
+    if value < (1 << SUB_BITS):
+        return <int>value
+    top = sb_top_bit(value)
+    return ((top - SUB_BITS + 1) << SUB_BITS) + <int>((value >> (top - SUB_BITS)) & 63)
+
+
+def histogram_bucket(value) -> int:
+    """The latency bucket of ``value`` ticks."""
+    return bucket_of(<uint64_t>value)
+
+
+def histogram_floor(int bucket) -> int:
+    """The least value that falls into ``bucket``."""
+    if bucket < (1 << SUB_BITS):
+        return bucket
+    return ((bucket & 63) | 64) << ((bucket >> SUB_BITS) - 1)
+
+
+cdef double nanoseconds_per_tick = 0
+
+
+def tick_nanoseconds() -> float:
+    """Nanoseconds in a tick of the latency clock, measured once against CLOCK_MONOTONIC."""
+    global nanoseconds_per_tick
+    cdef uint64_t time, ticks
+    if nanoseconds_per_tick == 0:
+        time, ticks = sb_nanoseconds(), sb_ticks()
+        usleep(5000)
+        nanoseconds_per_tick = <double>(sb_nanoseconds() - time) / <double>(sb_ticks() - ticks)
+    return nanoseconds_per_tick
+
+
+# --- verification
+
+cdef inline uint64_t mix(uint64_t value) noexcept nogil:
+    value = (value ^ (value >> 30)) * <uint64_t>0xbf58476d1ce4e5b9
+    value = (value ^ (value >> 27)) * <uint64_t>0x94d049bb133111eb
+    return value ^ (value >> 31)
+
+
+cdef inline void stamp(uint64_t *words, uint64_t count, uint64_t lba, uint64_t generation,
+                       uint64_t seed) noexcept nogil:
+    cdef uint64_t base = mix(seed ^ mix(lba ^ (generation << 40)))
+    cdef uint64_t i
+    words[0] = lba
+    words[1] = generation
+    for i in range(2, count):
+        words[i] = base + i * <uint64_t>0x9e3779b97f4a7c15
+
+
+cdef inline bint stamped(const uint64_t *words, uint64_t count, uint64_t lba,
+                         uint64_t seed) noexcept nogil:
+    # Is this, in every word, what stamp() wrote for the generation it names?
+    cdef uint64_t base = mix(seed ^ mix(lba ^ (words[1] << 40)))
+    cdef uint64_t wrong = words[0] ^ lba
+    cdef uint64_t i
+    for i in range(2, count):
+        wrong |= words[i] ^ (base + i * <uint64_t>0x9e3779b97f4a7c15)
+    return wrong == 0
+
+
+cdef class Verifier:
+    """What every logical block should hold: the generation last written to it.
+
+    A block is stamped with its LBA, its generation and a pattern of both; a read must return
+    the generation whose write completed last. A write that was interrupted (reset, disconnect)
+    leaves either outcome open until the next read settles it. Blocks never written through the
+    verifier are not checked. Threads may share one as long as their LBA ranges are disjoint.
+    """
+
+    cdef readonly uint64_t blocks
+    cdef readonly uint32_t lba_size
+    cdef readonly uint64_t seed
+    cdef uint32_t *stable          # generation whose write completed last
+    cdef uint32_t *latest          # generation last submitted
+
+    def __cinit__(self, uint64_t blocks, uint32_t lba_size, uint64_t seed=1):
+        if blocks == 0 or lba_size < 64 or lba_size & 7:
+            raise ValueError("a verifier needs blocks of at least 64 bytes")
+        self.blocks, self.lba_size, self.seed = blocks, lba_size, seed
+        self.stable = <uint32_t *>calloc(blocks, 4)
+        self.latest = <uint32_t *>calloc(blocks, 4)
+        if self.stable == NULL or self.latest == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.stable)
+        free(self.latest)
+
+    cdef void begin(self, uint64_t lba, uint64_t count, uint8_t *data) noexcept nogil:
+        cdef uint64_t i
+        for i in range(lba, lba + count):
+            self.latest[i] += 1
+            stamp(<uint64_t *>data, self.lba_size >> 3, i, self.latest[i], self.seed)
+            data += self.lba_size
+
+    cdef void written(self, uint64_t lba, uint64_t count) noexcept nogil:
+        cdef uint64_t i
+        for i in range(lba, lba + count):
+            self.stable[i] = self.latest[i]
+
+    cdef int64_t wrong(self, uint64_t lba, uint64_t count, const uint8_t *data) noexcept nogil:
+        # The first wrong LBA, or -1.
+        cdef uint64_t i, generation
+        cdef const uint64_t *words
+        for i in range(lba, lba + count):
+            words = <const uint64_t *>data
+            data += self.lba_size
+            if self.latest[i] == 0:
+                continue
+            generation = words[1]
+            if (generation != 0 and self.stable[i] <= generation <= self.latest[i]
+                    and stamped(words, self.lba_size >> 3, i, self.seed)):
+                self.stable[i] = <uint32_t>generation
+                self.latest[i] = <uint32_t>generation
+            elif self.stable[i] != 0:
+                return <int64_t>i
+        return -1
+
+    def prepare(self, uint64_t lba, uint8_t[::1] data) -> None:
+        """Stamp ``data`` (whole blocks) as the next write to ``lba``."""
+        self.begin(lba, self.whole(lba, data.shape[0]), &data[0])
+
+    def confirm(self, uint64_t lba, uint64_t count) -> None:
+        """The write prepared for these blocks has completed."""
+        self.whole(lba, count * self.lba_size)
+        self.written(lba, count)
+
+    def check(self, uint64_t lba, const uint8_t[::1] data) -> int | None:
+        """Check what was read from ``lba``: None, or the first LBA that is wrong."""
+        cdef int64_t lba_wrong = self.wrong(lba, self.whole(lba, data.shape[0]), &data[0])
+        return None if lba_wrong < 0 else lba_wrong
+
+    def forget(self, uint64_t lba, uint64_t count) -> None:
+        """These blocks were changed some other way; don't check them until written again."""
+        cdef uint64_t i
+        self.whole(lba, count * self.lba_size)
+        for i in range(lba, lba + count):
+            self.stable[i] = 0
+            self.latest[i] = 0
+
+    def expects(self, uint64_t lba) -> tuple:
+        """(generation completed, generation submitted) of a block."""
+        self.whole(lba, self.lba_size)
+        return self.stable[lba], self.latest[lba]
+
+    cdef uint64_t whole(self, uint64_t lba, uint64_t length) except? 0:
+        cdef uint64_t count = length // self.lba_size
+        if count == 0 or length % self.lba_size or lba + count > self.blocks:
+            raise ValueError("data isn't whole blocks inside the verified range")
+        return count
+
+
+# --- the loop
+
+ctypedef struct Command:
+    uint8_t sqe[64]                # ready but for opcode and LBA
+    uint8_t *data
+    uint64_t started
+    uint64_t unit
+    uint64_t write
+
+
+ctypedef struct Lane:
+    Sq *sq
+    Command *commands              # by command identifier
+    uint16_t *ready                # identifiers free to go, a stack
+    uint32_t n_ready
+
+
+ctypedef struct Load:
+    Lane lanes[MAX_RINGS]
+    Cq *cqs[MAX_RINGS]
+    pollfd vectors[MAX_RINGS]      # their interrupts, by the same index
+    Lane *by_qid[256]
+    uint32_t n_lanes
+    uint32_t n_cqs
+    # the pattern
+    uint64_t random
+    uint64_t cursor
+    uint64_t units                 # I/O-sized pieces of the range
+    uint64_t first                 # LBA of the first
+    uint64_t blocks                # LBAs of an I/O
+    uint32_t writes                # of 65536
+    uint32_t sequential
+    uint32_t sleep                 # on interrupts
+    uint64_t spin                  # ticks to poll before sleeping
+    uint8_t *owned                 # by unit, when verifying: an I/O is on it
+    # limits
+    uint64_t limit                 # I/Os, 0: none
+    uint64_t deadline              # ticks, 0: none
+    uint64_t pause_at              # ticks: return for signals
+    uint64_t stall                 # ticks without a completion that mean lost
+    # results
+    uint64_t issued
+    uint64_t running
+    uint64_t progress              # when something completed last
+    uint64_t done_reads
+    uint64_t done_writes
+    uint64_t errors
+    uint64_t mismatches
+    uint64_t violations            # impossible completions
+    uint64_t sleeps
+    uint32_t first_error           # status
+    int64_t first_mismatch         # LBA
+    int failed                     # errno of a doorbell
+    int dead                       # a queue was killed
+    int stalled
+    int stop
+    uint64_t histogram[BUCKETS]
+
+
+cdef inline void start(Load *load, Lane *lane, Verifier check, uint64_t now) noexcept nogil:
+    cdef uint16_t cid
+    cdef Command *command
+    cdef uint8_t *place
+    cdef uint64_t unit, lba
+    lane.n_ready -= 1
+    cid = lane.ready[lane.n_ready]
+    command = &lane.commands[cid]
+    # xorshift64*; the low word decides on read or write, the whole on the place
+    load.random ^= load.random >> 12
+    load.random ^= load.random << 25
+    load.random ^= load.random >> 27
+    cdef uint64_t random = load.random * <uint64_t>0x2545f4914f6cdd1d
+    if load.sequential:
+        unit = load.cursor
+        load.cursor += 1
+        if load.cursor == load.units:
+            load.cursor = 0
+    else:
+        unit = sb_scale(random, load.units)
+    if load.owned != NULL:
+        # One I/O at a time on a piece: else nobody could tell what a read should see.
+        while load.owned[unit]:
+            unit = unit + 1 if unit + 1 < load.units else 0
+        load.owned[unit] = 1
+    lba = load.first + unit * load.blocks
+    command.unit = unit
+    command.write = (random & 0xffff) < load.writes
+    command.started = now
+    if load.owned != NULL and command.write:
+        check.begin(lba, load.blocks, command.data)
+    place = sq_next(lane.sq)
+    memcpy(place, command.sqe, 64)
+    place[0] = OPCODE_WRITE if command.write else OPCODE_READ
+    (<uint64_t *>place)[5] = lba
+    lane.sq.busy[cid] = 1
+    load.issued += 1
+    load.running += 1
+
+
+cdef inline void finish(Load *load, Cqe *entry, uint32_t tail, Verifier check,
+                        uint64_t now) noexcept nogil:
+    # The entry is in shared memory: each field is read once.
+    cdef uint32_t sqid = entry.sqid
+    cdef uint32_t sqhd = entry.sqhd
+    cdef Lane *lane = load.by_qid[sqid] if sqid < 256 else NULL
+    cdef uint16_t cid = <uint16_t>tail
+    cdef Command *command
+    cdef uint64_t lba
+    cdef int64_t wrong
+    if (lane == NULL or cid >= lane.sq.slots or not lane.sq.busy[cid]
+            or sqhd >= lane.sq.entries):
+        load.violations += 1
+        return
+    lane.sq.head = sqhd
+    lane.sq.busy[cid] = 0
+    lane.ready[lane.n_ready] = cid
+    lane.n_ready += 1
+    load.running -= 1
+    command = &lane.commands[cid]
+    load.histogram[bucket_of(now - command.started)] += 1
+    if tail >> 17:
+        load.errors += 1
+        if load.errors == 1:
+            load.first_error = tail >> 17
+    elif command.write:
+        load.done_writes += 1
+    else:
+        load.done_reads += 1
+    if load.owned == NULL:
+        return
+    load.owned[command.unit] = 0
+    if tail >> 17:
+        return
+    lba = load.first + command.unit * load.blocks
+    if command.write:
+        check.written(lba, load.blocks)
+        return
+    wrong = check.wrong(lba, load.blocks, command.data)
+    if wrong >= 0:
+        load.mismatches += 1
+        if load.mismatches == 1:
+            load.first_mismatch = wrong
+
+
+cdef void rest(Load *load, uint64_t now) noexcept nogil:
+    # Nothing moved. An eventfd keeps what was raised since the look into the queues, so there is
+    # no gap between that look and this sleep; the slice is for stop() and kill().
+    cdef uint32_t i
+    if not load.sleep or now - load.progress < load.spin:
+        sb_pause()
+        return
+    load.sleeps += 1
+    if poll(load.vectors, load.n_cqs, 20) > 0:
+        for i in range(load.n_cqs):
+            if load.vectors[i].revents:
+                drain_irq(load.cqs[i])
+
+
+cdef void turn(Load *load, Verifier check) noexcept nogil:
+    # Runs until it is over, or until pause_at.
+    cdef uint64_t now, taken
+    cdef uint32_t i, tail, begun
+    cdef Cq *cq
+    cdef Cqe *entry
+    cdef Lane *lane
+    while True:
+        now = sb_ticks()
+        taken = 0
+        for i in range(load.n_cqs):
+            cq = load.cqs[i]
+            begun = cq.head
+            while True:
+                entry = cq_peek(cq)
+                if entry == NULL:
+                    break
+                tail = entry.tail
+                finish(load, entry, tail, check, now)
+                cq_advance(cq)
+                taken += 1
+                if cq.head == begun:
+                    break
+            if cq.head != begun:
+                ring_doorbell(&cq.db, cq.head)
+                load.failed |= cq.db.error
+        if taken:
+            load.progress = now
+        if load.deadline and now >= load.deadline:
+            load.stop = 1
+        for i in range(load.n_lanes):
+            lane = &load.lanes[i]
+            begun = lane.sq.tail
+            while (not load.stop and lane.n_ready
+                   and (load.limit == 0 or load.issued < load.limit)):
+                start(load, lane, check, now)
+            if lane.sq.tail != begun:
+                ring_doorbell(&lane.sq.db, lane.sq.tail)
+                load.failed |= lane.sq.db.error
+            load.dead |= <int>sb_relaxed(&lane.sq.dead)
+        if load.limit and load.issued >= load.limit:
+            load.stop = 1
+        if load.dead or load.failed or (load.stop and load.running == 0):
+            return
+        if taken == 0:
+            if now - load.progress > load.stall and load.running:
+                load.stalled = 1
+                return
+            rest(load, now)
+        if now >= load.pause_at:
+            return
+
+
+cdef class LoadLoop:
+    """One thread's load over queues of one controller; made once, run once.
+
+    ``rings``: the submission queues. ``slots``: for each, a list of (data address, PRP1, PRP2),
+    one for every command to keep in flight. The data of a slot holds ``blocks`` LBAs.
+    """
+
+    cdef Load *load
+    cdef list rings
+    cdef Verifier check
+    cdef readonly dict results
+
+    def __cinit__(self):
+        self.load = <Load *>calloc(1, sizeof(Load))
+        if self.load == NULL:
+            raise MemoryError
+
+    def __init__(self, list rings, list slots, *, uint32_t nsid, uint64_t first, uint64_t units,
+                 uint64_t blocks, uint32_t writes, bint sequential, uint64_t seed,
+                 Verifier check=None, bint sleep=False, double spin=0.0):
+        cdef Load *load = self.load
+        cdef uint32_t number = 0
+        cdef SubmissionRing ring
+        cdef set seen = set()
+        if not 0 < len(rings) <= MAX_RINGS or len(slots) != len(rings):
+            raise ValueError("a load needs 1 to 128 queues, with slots for each")
+        depth = sum(len(places) for places in slots)
+        if units == 0 or (check is not None and units <= depth):
+            raise ValueError("the range is too small for this block size and queue depth")
+        if check is not None and first + units * blocks > check.blocks:
+            raise ValueError("the range is larger than what the verifier knows")
+        self.rings = list(rings)
+        self.check = check
+        self.results = {}
+        load.first, load.units, load.blocks = first, units, blocks
+        load.writes, load.sequential, load.random = writes, sequential, mix(seed | 1) | 1
+        load.sleep = sleep
+        load.spin = <uint64_t>(spin * 1e9 / tick_nanoseconds())
+        load.first_mismatch = -1
+        if check is not None:
+            load.owned = <uint8_t *>calloc(units, 1)
+            if load.owned == NULL:
+                raise MemoryError
+        for ring, places in zip(rings, slots, strict=True):
+            self.add_lane(number, ring, places, nsid, blocks)
+            number += 1
+            load.n_lanes = number
+            if id(ring.completions) not in seen:
+                seen.add(id(ring.completions))
+                load.cqs[load.n_cqs] = &ring.completions.cq
+                load.vectors[load.n_cqs].fd = ring.completions.cq.irq
+                load.vectors[load.n_cqs].events = POLLIN
+                load.n_cqs += 1
+                if sleep and ring.completions.cq.irq < 0:
+                    raise ValueError(f"queue {ring.qid} has no interrupt to sleep on")
+
+    cdef add_lane(self, uint32_t number, SubmissionRing ring, list places, uint32_t nsid,
+                  uint64_t blocks):
+        cdef Lane *lane = &self.load.lanes[number]
+        cdef Command *command
+        cdef uint16_t cid
+        if not 0 < len(places) <= ring.sq.n_free:
+            raise ValueError(f"queue {ring.qid} has room for {ring.sq.n_free} commands")
+        lane.sq = &ring.sq
+        lane.commands = <Command *>calloc(ring.sq.slots, sizeof(Command))
+        lane.ready = <uint16_t *>calloc(ring.sq.slots, 2)
+        if lane.commands == NULL or lane.ready == NULL:
+            raise MemoryError
+        for address, prp1, prp2 in places:
+            cid = ring.sq.free_cids[ring.sq.n_free - 1 - lane.n_ready]
+            command = &lane.commands[cid]
+            command.data = <uint8_t *><uintptr_t>address
+            (<uint16_t *>command.sqe)[1] = cid
+            (<uint32_t *>command.sqe)[1] = nsid
+            (<uint64_t *>command.sqe)[3] = prp1
+            (<uint64_t *>command.sqe)[4] = prp2
+            (<uint32_t *>command.sqe)[12] = <uint32_t>(blocks - 1)
+            lane.ready[lane.n_ready] = cid
+            lane.n_ready += 1
+        self.load.by_qid[ring.qid] = lane
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.load == NULL:
+            return
+        for i in range(MAX_RINGS):
+            free(self.load.lanes[i].commands)
+            free(self.load.lanes[i].ready)
+        free(self.load.owned)
+        free(self.load)
+
+    def stop(self) -> None:
+        """From another thread: start nothing more, wait for what runs."""
+        self.load.stop = 1
+
+    def run(self, uint64_t limit=0, double seconds=0.0, double stall=10.0) -> dict:
+        """Run until ``limit`` I/Os or ``seconds`` (0: no limit), or stop(), or a queue's end.
+
+        Returns the counters. Doesn't raise for what the device does: see ``errors``,
+        ``mismatches``, ``violations``, ``lost`` and ``broken``.
+        """
+        cdef Load *load = self.load
+        cdef double tick = tick_nanoseconds()
+        cdef uint64_t begin = sb_ticks()
+        cdef SubmissionRing ring
+        cdef CompletionRing queue
+        cdef uint32_t i
+        cdef bint over = False
+        load.limit = limit
+        load.deadline = begin + <uint64_t>(seconds * 1e9 / tick) if seconds > 0 else 0
+        load.stall = <uint64_t>(stall * 1e9 / tick)
+        load.progress = begin
+        before = self.counts()
+        self.enter(1)
+        try:
+            while not over:
+                load.pause_at = sb_ticks() + <uint64_t>(50e6 / tick)
+                with nogil:
+                    turn(load, self.check)
+                over = bool(load.dead or load.failed or load.stalled
+                            or (load.stop and load.running == 0))
+                PyErr_CheckSignals()
+        finally:
+            self.enter(-1)
+            self.give_back()
+        elapsed = (load.progress if load.done_reads + load.done_writes else sb_ticks()) - begin
+        for i in range(load.n_cqs):
+            drain_irq(load.cqs[i])
+        after = self.counts()
+        self.results = {name: after[name] - before[name] for name in after} | {
+            "seconds": elapsed * tick / 1e9,
+            "reads": load.done_reads,
+            "writes": load.done_writes,
+            "errors": load.errors,
+            "first_error": load.first_error,
+            "mismatches": load.mismatches,
+            "first_mismatch": load.first_mismatch,
+            "violations": load.violations,
+            "lost": load.running,
+            "broken": load.dead != 0 or load.failed != 0,
+            "stalled": load.stalled != 0,
+            "sleeps": load.sleeps,
+            "histogram": [(i, load.histogram[i]) for i in range(BUCKETS) if load.histogram[i]],
+        }
+        return self.results
+
+    cdef enter(self, int step):
+        cdef SubmissionRing ring
+        for ring in self.rings:
+            if step > 0 and ring.completions.busy and ring.completions.owner is not self:
+                raise RuntimeError(f"another load runs on queue {ring.qid}'s completions")
+            ring.completions.busy += step
+            ring.completions.owner = self if ring.completions.busy else None
+
+    cdef give_back(self):
+        # The stack wasn't touched by the loop. Commands that still run keep their identifiers.
+        cdef uint32_t i, j
+        cdef uint32_t kept
+        cdef Lane *lane
+        for i in range(self.load.n_lanes):
+            lane = &self.load.lanes[i]
+            kept = 0
+            for j in range(lane.sq.n_free):
+                if not lane.sq.busy[lane.sq.free_cids[j]]:
+                    lane.sq.free_cids[kept] = lane.sq.free_cids[j]
+                    kept += 1
+            lane.sq.n_free = kept
+
+    cdef dict counts(self):
+        cdef SubmissionRing ring
+        cdef CompletionRing queue
+        total = {"registers": 0, "wakeups": 0, "stores": 0, "updates": 0, "interrupts": 0}
+        queues = {id(ring.completions): ring.completions for ring in self.rings}
+        for ring in self.rings:
+            for name, value in ring.counts.items():
+                total[name] += value
+        for queue in queues.values():
+            for name, value in queue.counts.items():
+                total[name] += value
+            total["interrupts"] += queue.interrupts
+        return total

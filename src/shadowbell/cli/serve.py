@@ -11,7 +11,7 @@ from shadowbell.manage import Server
 
 
 def serve(arguments: list[str]) -> int:
-    """Serve what the arguments say; returns after SIGINT or SIGTERM, with everything flushed.
+    """Serve what the arguments say; returns after SIGINT, SIGTERM or SIGHUP, everything flushed.
 
     SIGUSR1 writes each controller's ledger beside its socket. Raises UserError.
     """
@@ -31,8 +31,9 @@ def serve(arguments: list[str]) -> int:
         server.write_ledgers()
 
     # Before anything opens, so that no signal finds a half-started server without a handler.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, stop)
     signal.signal(signal.SIGUSR1, ledgers)
     try:
         server.start()

@@ -1,0 +1,230 @@
+"""One controller on its socket: the device, the listener, and the client of the moment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from shadowbell.block import Backend, open_backend
+from shadowbell.config import ControllerConfig
+from shadowbell.controller import Controller, Namespace
+from shadowbell.dataplane import Engine, IOThread
+from shadowbell.manage.attachment import Attachment, Detached, Log
+from shadowbell.manage.listener import Listener
+from shadowbell.pci import PciFunction, vector_count
+from shadowbell.vfio_user.protocol import PAGE_SIZE
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Port:
+    """Everything one ControllerConfig asks for. Raises UserError; use `close` even then.
+
+    The selector's data are callables, which the reactor calls without arguments.
+    """
+
+    def __init__(self, config: ControllerConfig, selector: selectors.BaseSelector) -> None:
+        self.config = config
+        self.engine: Engine | None = None
+        self.wants_turn = False
+        self._selector = selector
+        self._log: Log = _Named(logging.getLogger("shadowbell"), {"socket": config.socket})
+        self._backends: list[Backend] = []
+        self._controller: Controller | None = None
+        self._listener: Listener | None = None
+        self._attachment: Attachment | None = None
+        self._watching_output = False
+
+    def open(self, iothreads: Sequence[IOThread]) -> None:
+        """Open the back ends, make the device, listen. Raises UserError."""
+        config = self.config
+        for namespace in config.namespaces:
+            self._backends.append(
+                open_backend(
+                    namespace.kind,
+                    path=namespace.path,
+                    size=namespace.size,
+                    lba=namespace.lba,
+                    read_only=namespace.read_only,
+                )
+            )
+        self._mapped = config.doorbells == "mapped"
+        if self._mapped and os.sysconf("SC_PAGESIZE") != PAGE_SIZE:
+            self._log.warning("this host's pages are too large to map doorbells: trapping them")
+            self._mapped = False
+        vectors = vector_count(config.interrupts, config.max_queues)
+        self.engine = Engine(iothreads, max_queues=config.max_queues, mapped=self._mapped)
+        self._controller = Controller(
+            self.engine,
+            serial=config.serial_number,
+            model=config.model,
+            namespaces=[
+                Namespace(
+                    nsid,
+                    backend,
+                    lba=namespace.lba,
+                    read_only=namespace.read_only,
+                    serial=config.serial_number,
+                )
+                for nsid, (namespace, backend) in enumerate(
+                    zip(config.namespaces, self._backends, strict=True), 1
+                )
+            ],
+            max_queues=config.max_queues,
+            dbbuf=config.dbbuf,
+            vectors=vectors,
+        )
+        self._function = PciFunction(
+            self._controller,
+            self.engine,
+            interrupts=config.interrupts,
+            vectors=vectors,
+            serial=config.serial_number,
+        )
+        self._listener = Listener(config.socket)
+        self._selector.register(self.engine.notify_fd, READ, self._notified)
+        self._selector.register(self._listener, READ, self._connected)
+
+    def turn(self) -> None:
+        """Serve the client's messages and the controller's admin queue for a while."""
+        self.wants_turn = False
+        self._guard(self._turn)
+
+    def write_ledger(self) -> None:
+        """Write the queues' counters as JSON to the socket's path with .ledger behind it."""
+        assert self.engine is not None
+        path = f"{self.config.socket}.ledger"
+        records = [_fields(entry) for entry in self.engine.ledger()]
+        try:
+            with open(f"{path}.new", "w", encoding="utf-8") as file:
+                json.dump(records, file, indent=1)
+            os.replace(f"{path}.new", path)
+        except OSError as error:
+            self._log.error("can't write the ledger: %s", error)
+
+    def close(self) -> None:
+        """Detach the client, flush every namespace, give everything back. Safe to repeat."""
+        self._drop("server is stopping")
+        if self._listener is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+        if self.engine is not None:
+            if self.engine.notify_fd in self._selector.get_map():
+                self._selector.unregister(self.engine.notify_fd)
+            if self._controller is not None:
+                self._controller.close()
+            self.engine.close()
+            self.engine = None
+        while self._backends:
+            backend = self._backends.pop()
+            try:
+                if not backend.read_only:
+                    backend.flush()
+            except OSError as error:
+                self._log.error("flushing a namespace failed: %s", error)
+            backend.close()
+
+    def _notified(self) -> None:
+        assert self.engine is not None
+        self.engine.clear_notify()
+        self.turn()
+
+    def _turn(self) -> None:
+        client = self._attachment
+        more = client.serve() if client is not None else False
+        assert self._controller is not None
+        self._controller.process()
+        if client is None:
+            return
+        if more:
+            self.wants_turn = True
+        else:
+            client.resume()
+        self._watch_output(client.has_replies_waiting)
+
+    def _connected(self) -> None:
+        assert self._listener is not None
+        assert self.engine is not None
+        try:
+            client = self._listener.accept()
+        except OSError as error:
+            self._log.error("turned a client away: %s", error)
+            return
+        if client is None:
+            return
+        if self._attachment is not None and self._attachment.has_hung_up():
+            # The IOThread hasn't told of it yet, and the next client is at the door.
+            self._drop("closed the connection")
+        if self._attachment is not None:
+            self._log.warning(
+                "turned a second client away: process %d is attached", self._attachment.pid
+            )
+            client.close()
+            return
+        try:
+            attachment = Attachment(
+                client, self.engine, self._function, mapped=self._mapped, log=self._log
+            )
+        except Exception as error:
+            self._log.error("turned a client away: %s", error)
+            client.close()
+            return
+        self._attachment = attachment
+        self._log.info("client attached (process %d)", attachment.pid)
+
+    def _flush_output(self) -> None:
+        self._guard(self._flush)
+
+    def _flush(self) -> None:
+        if self._attachment is not None:
+            self._attachment.flush()
+            self._watch_output(self._attachment.has_replies_waiting)
+
+    def _watch_output(self, wanted: bool) -> None:
+        if wanted == self._watching_output or self._attachment is None:
+            return
+        self._watching_output = wanted
+        if wanted:
+            self._selector.register(self._attachment, WRITE, self._flush_output)
+        else:
+            self._selector.unregister(self._attachment)
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Whatever goes wrong with a client costs that client only."""
+        try:
+            step()
+        except Detached as detached:
+            self._drop(str(detached))
+        except Exception as error:
+            self._log.error("internal error: %s: %s", type(error).__name__, error)
+            self._log.debug("traceback", exc_info=True)
+            self._drop("detached after an internal error")
+
+    def _drop(self, why: str) -> None:
+        client = self._attachment
+        if client is None:
+            return
+        self._watch_output(False)
+        self._attachment = None
+        self.wants_turn = False
+        client.close()
+        self._log.info("client detached (process %d): %s", client.pid, why)
+
+
+class _Named(logging.LoggerAdapter[logging.Logger]):
+    """Each line begins with the socket it is about."""
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        assert self.extra is not None
+        return f"{self.extra['socket']}: {msg}", kwargs
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    names = [name for name in dir(record) if not name.startswith("_")]
+    values = {name: getattr(record, name) for name in names}
+    return {name: value for name, value in values.items() if not callable(value)}

@@ -1,7 +1,7 @@
 """Makes a disk image that BIOS and UEFI firmware both boot: GRUB, a kernel, a small initramfs.
 
-MBR layout: GRUB's boot sector, GRUB's core in the gap after it, then one FAT partition that is also the
-EFI system partition. No loop device and no root: mtools and grub-mkimage write into plain files.
+MBR layout: GRUB's boot sector, GRUB's core in the gap after it, then one FAT partition that is
+also the EFI system partition. No loop device and no root: mtools and grub-mkimage write files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Run = Callable[..., str]
 
 
 def build(image: Path, root: Path, kernel: Path, initramfs: bytes, run: Run) -> None:
-    """`root` holds the unpacked PACKAGES; run(root, program, *arguments, **environment) runs one."""
+    """`root` holds the unpacked PACKAGES; run(root, program, *arguments, **environment) uses it."""
     work = image.with_suffix(".tmp")
     work.mkdir()
     (work / "initrd").write_bytes(initramfs)

@@ -1,7 +1,8 @@
-"""Build the guest for tests and demo from Debian's packages, without root: kernels, initramfs, disk.
+"""Build the guest for tests and demo from Debian's packages, without root.
 
-In .cache/guest: vmlinuz-6.1 (Debian 12) and vmlinuz-6.12 (Debian 13), initramfs.cpio with fio, nvme-cli
-and e2fsprogs, and boot.img, a disk that BIOS and UEFI firmware boot (GRUB, 6.12, a small initramfs).
+In .cache/guest: vmlinuz-6.1 (Debian 12) and vmlinuz-6.12 (Debian 13), initramfs.cpio with fio,
+nvme-cli and e2fsprogs, boot.img, a disk that BIOS and UEFI firmware boot (GRUB, 6.12, a small
+initramfs), and accelerator, what runs them here.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import debian
 from initramfs import Initramfs
 
 sys.path.insert(0, str(debian.ROOT / "src"))
-from shadowbell.guest import locate  # noqa: E402
+from shadowbell.guest import locate
 
 KERNELS = {"6.1": "bookworm", "6.12": "trixie"}
 PROGRAMS = ("usr/bin/fio", "usr/sbin/nvme", "usr/sbin/mke2fs", "usr/sbin/e2fsck")
 ALIASES = {"usr/sbin/mkfs.ext4": "mke2fs", "usr/sbin/fsck.ext4": "e2fsck"}
 PACKAGES = ("fio", "nvme-cli", "e2fsprogs", "busybox-static", *boot_disk.PACKAGES)
-# What 6.1 needs for the agent's port, in the order they depend on each other; 6.12 has them built in.
+# What 6.1 needs for the agent's port, in dependency order; 6.12 has them built in.
 MODULES = (
     "virtio",
     "virtio_ring",

@@ -1,8 +1,8 @@
 """Debian packages without root: fetch a dependency closure with apt, unpack it into a folder.
 
 apt runs on a private root (its own sources, lists, status and cache), so neither the machine's
-package lists nor its installed packages matter. What the machine's own configuration says about
-reaching an archive (mirror, proxies, certificates, auth.conf) is honoured, and signatures are checked.
+package lists nor its installed packages matter. What the machine's configuration says about
+reaching an archive (mirror, proxies, certificates, auth.conf) is honoured; signatures are checked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fetch a QEMU that speaks vfio-user into the cache, from Debian's packages, without root.
 
-Nothing is done where one is on PATH. The unpacked QEMU runs with the C library and libraries that it
-was built against, through a wrapper: .cache/qemu/bin/qemu-system-x86_64.
+Nothing is done where one is on PATH. The unpacked QEMU runs with the C library and libraries
+that it was built against, through a wrapper: .cache/qemu/bin/qemu-system-x86_64.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import debian
 
 sys.path.insert(0, str(debian.ROOT / "src"))
-from shadowbell.guest import locate  # noqa: E402
+from shadowbell.guest import locate
 
 SUITE = "trixie-backports"
 PACKAGES = ("qemu-system-x86", "seabios", "ovmf")

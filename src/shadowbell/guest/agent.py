@@ -32,7 +32,7 @@ class Agent:
         return self._reply("hello", time.monotonic() + timeout)[1].strip()
 
     def run(self, script: str, timeout: float) -> tuple[int, str]:
-        """Runs a shell script; its exit code and what it printed. The guest kills it at the timeout."""
+        """Runs a shell script: exit code and output. It is killed at the timeout (seconds)."""
         self._last_id += 1
         encoded = base64.b64encode(script.encode()).decode()
         deadline = time.monotonic() + timeout + GRACE

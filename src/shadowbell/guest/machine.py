@@ -49,8 +49,8 @@ def disk(path: Path, **properties: Any) -> Device:
 class Guest:
     """A q35 machine with memory that can be shared with a device process.
 
-    firmware "direct" loads `kernel` (a release of find_images().kernels, the newest by default) and the
-    initramfs; "bios" and "uefi" leave it to the firmware to find something to boot on the devices.
+    firmware "direct" loads `kernel` (a release of find_images().kernels, the newest by default)
+    and the initramfs; "bios" and "uefi" leave it to the firmware to boot from the devices.
     `slots` adds empty PCI Express ports named slot0, slot1, ... that plug() fills.
     """
 

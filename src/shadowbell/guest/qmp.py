@@ -1,4 +1,4 @@
-"""A small synchronous client of QEMU's machine protocol: one JSON object a line over a unix socket."""
+"""A small synchronous client of QEMU's machine protocol: JSON lines over a unix socket."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 # `make demo` and `make test` work from a fresh clone; tools/setup gets what they need.
 
 PYTHON_VENV := .venv/bin/python
+export SHADOWBELL_CACHE ?= $(CURDIR)/.cache
 SOURCES := $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.px[di]' \
 	-o -name '*.h' -o -name 'py.typed') meson.build pyproject.toml README.md tools/list_sources.py
 

@@ -45,6 +45,10 @@ class Structure:
     def __bytes__(self) -> bytes:
         return bytes(self._buffer)
 
+    def __bool__(self) -> bool:
+        """Whether any byte is set."""
+        return any(self._buffer)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, type(self)) and self._buffer == other._buffer
 
@@ -57,7 +61,8 @@ class Structure:
 
     def __repr__(self) -> str:
         values = ((name, getattr(self, name)) for name in self.field_names())
-        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in values if v)})"
+        shown = (f"{name}={value!r}" for name, value in values if _is_set(value))
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class Field(Generic[V]):
@@ -258,3 +263,7 @@ class Bits:
 def bits(value: int, high: int, low: int) -> int:
     """Bits `high`:`low` of `value`."""
     return (value >> low) & ((1 << (high - low + 1)) - 1)
+
+
+def _is_set(value: object) -> bool:
+    return any(value) if isinstance(value, bytes | tuple) else bool(value)

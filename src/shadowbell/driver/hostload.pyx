@@ -62,11 +62,12 @@ def histogram_bucket(value) -> int:
     return bucket_of(<uint64_t>value)
 
 
-def histogram_floor(int bucket) -> int:
+def histogram_floor(bucket) -> int:
     """The least value that falls into ``bucket``."""
     if bucket < (1 << SUB_BITS):
         return bucket
-    return ((bucket & 63) | 64) << ((bucket >> SUB_BITS) - 1)
+    octave = bucket >> SUB_BITS
+    return ((bucket & 63) | 64) << (octave - 1)
 
 
 cdef double nanoseconds_per_tick = 0

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from shadowbell.manage.outbox import Outbox, SlowClient
+from shadowbell.manage.outbox import Outbox
 from shadowbell.manage.peer import has_hung_up, maps_privately, peer_pid
 from shadowbell.vfio_user import ProtocolError, Session
 
@@ -58,22 +58,23 @@ class Attachment:
         return self._client.fileno()
 
     @property
-    def has_replies_waiting(self) -> bool:
+    def has_reply_waiting(self) -> bool:
         return self._outbox.waiting
 
     def has_hung_up(self) -> bool:
         return has_hung_up(self._client)
 
     def serve(self) -> bool:
-        """Answer what has come, BURST messages at most; True when more may wait.
-
-        Raises Detached.
+        """Answer what has come; False when more may wait: after BURST messages, or behind a reply
+        that the client doesn't take. Raises Detached.
         """
         try:
             for _ in range(BURST):
+                if self._outbox.waiting:
+                    return False
                 arrived = self._engine.next_message()
                 if arrived is None:
-                    return False
+                    return True
                 reply = self._session.handle(*arrived)
                 if reply is not None:
                     self._outbox.send(*reply)
@@ -81,18 +82,16 @@ class Attachment:
             raise Detached("closed the connection") from None
         except (ProtocolError, ValueError) as error:
             raise Detached(f"broke the protocol: {error}") from error
-        except SlowClient:
-            raise Detached("doesn't read its replies") from None
         except OSError as error:
             raise Detached(f"lost the connection: {error}") from error
-        return True
+        return False
 
     def resume(self) -> None:
         """Everything was taken: the IOThread may read the socket again."""
         self._engine.resume_channel()
 
     def flush(self) -> None:
-        """Send replies that waited. Raises Detached."""
+        """Send the reply that waits. Raises Detached."""
         try:
             self._outbox.flush()
         except OSError as error:
@@ -108,7 +107,7 @@ class Attachment:
         self._try(self._function.reset)
         self._try(self._session.close)
         self._try(self._engine.dma_unmap_all)
-        self._outbox.close()
+        self._outbox.close_fds()
         with contextlib.suppress(OSError):
             self._client.close()
 

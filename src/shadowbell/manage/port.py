@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import selectors
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from shadowbell.block import Backend, open_backend
 from shadowbell.config import ControllerConfig
 from shadowbell.controller import Controller, Namespace
 from shadowbell.dataplane import Engine, IOThread
+from shadowbell.errors import UserError
 from shadowbell.manage.attachment import Attachment, Detached, Log
 from shadowbell.manage.listener import Listener
 from shadowbell.pci import PciFunction, vector_count
@@ -56,24 +58,31 @@ class Port:
         if self._mapped and os.sysconf("SC_PAGESIZE") != PAGE_SIZE:
             self._log.warning("this host's pages are too large to map doorbells: trapping them")
             self._mapped = False
+        try:
+            self._make_device(self._backends, iothreads)
+        except (OSError, ValueError) as error:
+            raise UserError(f"can't make the controller of {config.socket}: {error}") from error
+        assert self.engine is not None
+        self._listener = Listener(config.socket)
+        self._selector.register(self.engine.notify_fd, READ, self._notified)
+        self._selector.register(self._listener, READ, self._connected)
+
+    def _make_device(self, backends: Sequence[Backend], iothreads: Sequence[IOThread]) -> None:
+        config = self.config
+        serial = config.serial_number
         vectors = vector_count(config.interrupts, config.max_queues)
+        namespaces = [
+            Namespace(nsid, backend, serial=serial, lba=entry.lba, read_only=entry.read_only)
+            for nsid, (entry, backend) in enumerate(
+                zip(config.namespaces, backends, strict=True), 1
+            )
+        ]
         self.engine = Engine(iothreads, max_queues=config.max_queues, mapped=self._mapped)
         self._controller = Controller(
             self.engine,
-            serial=config.serial_number,
+            serial=serial,
             model=config.model,
-            namespaces=[
-                Namespace(
-                    nsid,
-                    backend,
-                    lba=namespace.lba,
-                    read_only=namespace.read_only,
-                    serial=config.serial_number,
-                )
-                for nsid, (namespace, backend) in enumerate(
-                    zip(config.namespaces, self._backends, strict=True), 1
-                )
-            ],
+            namespaces=namespaces,
             max_queues=config.max_queues,
             dbbuf=config.dbbuf,
             vectors=vectors,
@@ -83,11 +92,8 @@ class Port:
             self.engine,
             interrupts=config.interrupts,
             vectors=vectors,
-            serial=config.serial_number,
+            serial=serial,
         )
-        self._listener = Listener(config.socket)
-        self._selector.register(self.engine.notify_fd, READ, self._notified)
-        self._selector.register(self._listener, READ, self._connected)
 
     def turn(self) -> None:
         """Serve the client's messages and the controller's admin queue for a while."""
@@ -98,10 +104,10 @@ class Port:
         """Write the queues' counters as JSON to the socket's path with .ledger behind it."""
         assert self.engine is not None
         path = f"{self.config.socket}.ledger"
-        records = [_fields(entry) for entry in self.engine.ledger()]
+        records = msgspec.json.format(msgspec.json.encode(self.engine.ledger()), indent=1)
         try:
-            with open(f"{path}.new", "w", encoding="utf-8") as file:
-                json.dump(records, file, indent=1)
+            with open(f"{path}.new", "wb") as file:
+                file.write(records)
             os.replace(f"{path}.new", path)
         except OSError as error:
             self._log.error("can't write the ledger: %s", error)
@@ -135,17 +141,17 @@ class Port:
         self.turn()
 
     def _turn(self) -> None:
-        client = self._attachment
-        more = client.serve() if client is not None else False
         assert self._controller is not None
+        client = self._attachment
+        done = client.serve() if client is not None else True
         self._controller.process()
         if client is None:
             return
-        if more:
-            self.wants_turn = True
-        else:
+        self._watch_output(client.has_reply_waiting)
+        if done:
             client.resume()
-        self._watch_output(client.has_replies_waiting)
+        else:
+            self.wants_turn = not client.has_reply_waiting
 
     def _connected(self) -> None:
         assert self._listener is not None
@@ -183,7 +189,8 @@ class Port:
     def _flush(self) -> None:
         if self._attachment is not None:
             self._attachment.flush()
-            self._watch_output(self._attachment.has_replies_waiting)
+            self._watch_output(self._attachment.has_reply_waiting)
+            self.wants_turn = not self._attachment.has_reply_waiting
 
     def _watch_output(self, wanted: bool) -> None:
         if wanted == self._watching_output or self._attachment is None:
@@ -222,9 +229,3 @@ class _Named(logging.LoggerAdapter[logging.Logger]):
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
         assert self.extra is not None
         return f"{self.extra['socket']}: {msg}", kwargs
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    names = [name for name in dir(record) if not name.startswith("_")]
-    values = {name: getattr(record, name) for name in names}
-    return {name: value for name, value in values.items() if not callable(value)}

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from shadowbell.config import ServerConfig
 from shadowbell.dataplane import IOThread
+from shadowbell.errors import UserError
 from shadowbell.manage.port import Port
 
 
@@ -31,8 +32,14 @@ class Server:
         """Open every back end and listen at every socket. Raises UserError; then `close`."""
         _raise_descriptor_limit()
         for index in range(self.config.iothreads):
-            iothread = IOThread(index, poll_max_us=self.config.poll_max_us)
-            iothread.start()
+            try:
+                iothread = IOThread(index, poll_max_us=self.config.poll_max_us)
+                iothread.start()
+            except OSError as error:
+                raise UserError(
+                    f"can't start an I/O thread: {error}: io_uring has to be allowed "
+                    "(sysctl kernel.io_uring_disabled, the container's seccomp profile)"
+                ) from error
             self._iothreads.append(iothread)
         for controller in self.config.controllers:
             port = Port(controller, self._selector)

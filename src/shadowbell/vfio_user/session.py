@@ -139,7 +139,8 @@ class Session:
         try:
             self._engine.dma_map(entry.address, entry.size, fd, entry.offset, entry.prot)
         except ValueError as error:
-            refuse(f"DMA_MAP of {entry.size:#x} at {entry.address:#x}: {error}")
+            # The entry's own values are fine, so that it must be in another's way.
+            refuse(f"DMA_MAP of {entry.size:#x} at {entry.address:#x}: {error}", errno.EEXIST)
         self._maps.add((entry.address, entry.size))
         self._judge_memory(entry, fd)
         return b"", _NO_FDS
@@ -173,8 +174,20 @@ class Session:
                 self._engine.dma_unmap(entry.address, entry.size)
             except ValueError as error:
                 refuse(f"DMA_UNMAP of {entry.size:#x} at {entry.address:#x}: {error}", errno.ENOENT)
-            self._maps.discard((entry.address, entry.size))
+            self._forget(entry)
         return entry.encode_reply(body), _NO_FDS
+
+    def _forget(self, entry: wire.DmaUnmap) -> None:
+        if (entry.address, entry.size) in self._maps:
+            self._maps.remove((entry.address, entry.size))
+            return
+        # A range may take several maps with it, as with the kernel's VFIO.
+        end = entry.address + entry.size
+        self._maps = {
+            (start, size)
+            for start, size in self._maps
+            if start < entry.address or start + size > end
+        }
 
     def _get_info(self, body: bytes, fds: list[int]) -> Reply:
         wire.decode_device_info(body)

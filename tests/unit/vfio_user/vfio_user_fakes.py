@@ -1,6 +1,5 @@
 """Stand-ins for the engine and the PCI function, and a client that speaks in literal structs."""
 
-import errno
 import logging
 import os
 import struct
@@ -24,13 +23,15 @@ class FakeEngine:
     def dma_map(self, iova: int, length: int, fd: int | None, offset: int, prot: int) -> None:
         for start, (size, *_) in self.maps.items():
             if iova < start + size and start < iova + length:
-                raise OSError(errno.EEXIST, "overlaps")
+                raise ValueError("overlaps")
         self.maps[iova] = (length, fd, offset, prot)
 
     def dma_unmap(self, iova: int, length: int) -> None:
-        if iova not in self.maps or self.maps[iova][0] != length:
+        inside = [a for a, (n, *_) in self.maps.items() if iova <= a and a + n <= iova + length]
+        if not inside:
             raise ValueError("no such map")
-        del self.maps[iova]
+        for start in inside:
+            del self.maps[start]
 
     def dma_unmap_all(self) -> None:
         self.maps.clear()

@@ -13,7 +13,7 @@ from shadowbell.manage import Server
 def serve(arguments: list[str]) -> int:
     """Serve what the arguments say; returns after SIGINT, SIGTERM or SIGHUP, everything flushed.
 
-    SIGUSR1 writes each controller's ledger beside its socket. Raises UserError.
+    SIGUSR1 writes each controller's ledger beside its socket, as JSON. Raises UserError.
     """
     parser = serving_parser("serve", "Be an NVMe disk that QEMU (and others) attach to.")
     add_memory_option(parser)

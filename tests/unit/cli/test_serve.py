@@ -146,7 +146,7 @@ def test_signals_end_it_cleanly(image: Path, tmp_path: Path, number: signal.Sign
 def test_sigusr1_writes_the_ledger(tmp_path: Path) -> None:
     with serving("null:1M", "--socket", tmp_path / "s") as (process, _):
         process.send_signal(signal.SIGUSR1)
-        ledger = tmp_path / "s.ledger.json"
+        ledger = tmp_path / "s.ledger"
         deadline = time.monotonic() + 20
         while not ledger.exists():
             assert time.monotonic() < deadline

@@ -1,0 +1,5 @@
+"""`shadowbell demo`: a disk, its server, a driver on the real socket, and what it costs."""
+
+from shadowbell.demo.show import run
+
+__all__ = ["run"]

@@ -1,0 +1,31 @@
+"""The base of all block back ends."""
+
+from shadowbell.dataplane.live cimport count_live
+
+
+cdef class Backend:
+    """A disk's bytes: what a namespace reads from and writes to.
+
+    A subclass fills ``state`` with its two functions and calls nothing of Python's in them. Both run
+    on an IOThread: ``submit`` starts a request, ``advance`` is given each completion of the ring
+    that belongs to it. A request ends when either returns ``BLOCK_DONE``.
+    """
+
+    def __cinit__(self):
+        self.state.fd = -1
+        self.state.memory_align = 1
+        count_live(b"backends", 1)
+
+    def __dealloc__(self):
+        count_live(b"backends", -1)
+
+    @property
+    def size(self):
+        return self.state.size
+
+    def flush(self):
+        """Make all completed writes stable; called by the control plane with no I/O running."""
+
+    def close(self):
+        """Give back the memory, the descriptor and the lock."""
+        self.closed = True

@@ -1,0 +1,4 @@
+from shadowbell.block.backend import Backend
+
+class NullBackend(Backend):
+    def __init__(self, size: int) -> None: ...

@@ -1,0 +1,8 @@
+from libc.stdint cimport uint8_t
+
+from shadowbell.dataplane.layout cimport Request, SubmissionQueue, ThreadState
+
+cdef void start_command(ThreadState *thread, SubmissionQueue *sq,
+                        const uint8_t *sqe) noexcept nogil
+cdef void advance_command(ThreadState *thread, Request *request, int res) noexcept nogil
+cdef bint retry_waiting(ThreadState *thread) noexcept nogil

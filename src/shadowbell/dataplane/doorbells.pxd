@@ -1,0 +1,92 @@
+# Every rule about doorbells, and nothing else (NVMe Base 2.0, 5.8 Doorbell Buffer Config, and
+# 3.1.3.24 on the registers).
+#
+# A queue's doorbell value lives in one word that we read: the register's slot in the doorbell page
+# (stored there by whoever takes the trapped write, or by the host itself when the page is mapped),
+# or the queue's slot in the shadow buffer. The host compares its update with EventIdx and writes
+# the register only when the update passed it:
+#
+#     (u16)(new - EventIdx - 1) < (u16)(new - old)
+#
+# In a queue of N entries this is true exactly when EventIdx lies in [old, new) on the ring.
+#
+# Awake, EventIdx is kept right behind what we consumed: (head - 1) mod N. At most N - 1 entries are
+# ever outstanding, so no update the host may make can reach it. A stale EventIdx is still unreachable
+# while the host's next tail stays short of it, so it is stored again only when the host has used up
+# half of that distance: each store takes a cache line from the host.
+#
+# Asleep, EventIdx is the tail itself: the very next update passes it. The host stores its tail and
+# then reads EventIdx; we store EventIdx and then read the tail. With a full fence between the two on
+# both sides at least one sees the other's store, so we either find the work or are rung.
+
+from libc.stdint cimport uint32_t
+
+from shadowbell.dataplane.includes.cpu cimport fence, load32, store32, swap_if32
+from shadowbell.dataplane.layout cimport CompletionQueue, SubmissionQueue
+
+
+cdef inline uint32_t distance(uint32_t start, uint32_t end, uint32_t entries) noexcept nogil:
+    """Entries from start up to end on a ring; both are below entries."""
+    return end - start if end >= start else end + entries - start
+
+
+cdef inline uint32_t behind(uint32_t index, uint32_t entries) noexcept nogil:
+    return (index if index else entries) - 1
+
+
+cdef inline void store_eventidx(SubmissionQueue *sq, uint32_t value) noexcept nogil:
+    sq.last_eventidx = value
+    sq.counters.eventidx_stores += 1
+    store32(sq.tail_eventidx, value)
+
+
+cdef inline void stay_awake(SubmissionQueue *sq, uint32_t tail) noexcept nogil:
+    """Keep EventIdx out of the host's reach, after entries up to sq.head were consumed."""
+    if sq.tail_eventidx == NULL:
+        return
+    if 2 * distance(sq.last_eventidx, tail, sq.entries) >= sq.entries:
+        store_eventidx(sq, behind(sq.head, sq.entries))
+
+
+cdef inline void wake(SubmissionQueue *sq) noexcept nogil:
+    """From asleep to awake: take the armed value back."""
+    if sq.tail_eventidx != NULL:
+        store_eventidx(sq, behind(sq.head, sq.entries))
+
+
+cdef inline bint arm(SubmissionQueue *sq) noexcept nogil:
+    """Ask to be rung at the next command. False: there is work already, stay awake."""
+    if sq.tail_eventidx != NULL:
+        sq.counters.arms += 1
+        store_eventidx(sq, sq.head)
+        fence()
+        if load32(sq.tail_doorbell) != sq.head:
+            sq.counters.arms_lost += 1
+            return False
+        return True
+    return load32(sq.tail_doorbell) == sq.head
+
+
+cdef inline void arm_completions(CompletionQueue *cq) noexcept nogil:
+    """Ask to be rung when the host moves the head of a full queue; read the head again afterwards."""
+    if cq.head_eventidx != NULL:
+        store32(cq.head_eventidx, cq.head)
+        fence()
+
+
+cdef inline void take_register(uint32_t *slot, bint shadowed, uint32_t *stored, bint *host_stores,
+                               uint32_t value) noexcept nogil:
+    """A doorbell register write arrived with its value, perhaps long after the host made it.
+
+    Unshadowed, the register is the truth. Shadowed, the slot is: a host that stores to it has
+    stored this value before it rang and perhaps a newer one since, so the slot must not go back.
+    But not every host stores: Linux and SPDK never shadow the admin queue. Until a host is seen
+    storing to a slot (it holds what we didn't put there), registers written for it go into it.
+    """
+    if not shadowed:
+        store32(slot, value)
+    elif not host_stores[0]:
+        old = stored[0]
+        stored[0] = value  # before the slot changes, so that a reader of the slot takes it for ours
+        if not swap_if32(slot, old, value):
+            host_stores[0] = True

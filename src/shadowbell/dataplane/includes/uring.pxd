@@ -1,0 +1,75 @@
+# liburing, as far as the IOThreads and the file back end use it.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from posix.types cimport off_t
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef extern from *:
+    """
+    #define _GNU_SOURCE 1
+    #include <liburing.h>
+    #include <poll.h>
+
+    /* Completions can wait in the kernel for us to ask for them (deferred task work); the ring
+       says so in a word we can read without a system call. */
+    static inline int sb_uring_pending(struct io_uring *ring)
+    {
+        return (IO_URING_READ_ONCE(*ring->sq.kflags)
+                & (IORING_SQ_CQ_OVERFLOW | IORING_SQ_TASKRUN)) != 0;
+    }
+    static inline unsigned sb_uring_ready(struct io_uring *ring) { return io_uring_cq_ready(ring); }
+    """
+    struct io_uring:
+        pass
+    struct io_uring_params:
+        uint32_t flags
+        uint32_t cq_entries
+    struct io_uring_sqe:
+        pass
+    struct io_uring_cqe:
+        uint64_t user_data
+        int res
+        uint32_t flags
+    struct __kernel_timespec:
+        int64_t tv_sec
+        long long tv_nsec
+
+    enum:
+        IORING_SETUP_CQSIZE
+        IORING_SETUP_SINGLE_ISSUER
+        IORING_SETUP_DEFER_TASKRUN
+        IORING_SETUP_COOP_TASKRUN
+        IORING_SETUP_TASKRUN_FLAG
+        IORING_FSYNC_DATASYNC
+        POLLIN
+        POLLRDHUP
+
+    int io_uring_queue_init_params(unsigned entries, io_uring *ring, io_uring_params *p) nogil
+    void io_uring_queue_exit(io_uring *ring) nogil
+    io_uring_sqe *io_uring_get_sqe(io_uring *ring) nogil
+    void io_uring_sqe_set_data64(io_uring_sqe *sqe, uint64_t data) nogil
+    unsigned io_uring_sq_ready(io_uring *ring) nogil
+    unsigned io_uring_sq_space_left(io_uring *ring) nogil
+    int io_uring_submit(io_uring *ring) nogil
+    int io_uring_submit_and_get_events(io_uring *ring) nogil
+    int io_uring_get_events(io_uring *ring) nogil
+    int io_uring_submit_and_wait_timeout(io_uring *ring, io_uring_cqe **cqe, unsigned wait_nr,
+                                         __kernel_timespec *ts, void *sigmask) nogil
+    int io_uring_submit_and_wait(io_uring *ring, unsigned wait_nr) nogil
+    unsigned io_uring_peek_batch_cqe(io_uring *ring, io_uring_cqe **cqes, unsigned count) nogil
+    void io_uring_cq_advance(io_uring *ring, unsigned nr) nogil
+    void io_uring_prep_poll_add(io_uring_sqe *sqe, int fd, unsigned poll_mask) nogil
+    void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t user_data, int flags) nogil
+    void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *buf, unsigned n, uint64_t off) nogil
+    void io_uring_prep_readv2(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned n,
+                              uint64_t off, int flags) nogil
+    void io_uring_prep_writev2(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned n,
+                               uint64_t off, int flags) nogil
+    void io_uring_prep_fsync(io_uring_sqe *sqe, int fd, unsigned flags) nogil
+    void io_uring_prep_fallocate(io_uring_sqe *sqe, int fd, int mode, off_t off, off_t n) nogil
+    bint uring_pending "sb_uring_pending"(io_uring *ring) noexcept nogil
+    unsigned uring_ready "sb_uring_ready"(io_uring *ring) noexcept nogil

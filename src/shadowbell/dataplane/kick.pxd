@@ -1,0 +1,36 @@
+# Waking an IOThread, and putting a queue among those it polls.
+
+from libc.stdint cimport uint32_t
+
+from shadowbell.dataplane.doorbells cimport wake
+from shadowbell.dataplane.events cimport signal_fd
+from shadowbell.dataplane.includes.cpu cimport fence, load32, store32
+from shadowbell.dataplane.layout cimport SubmissionQueue, ThreadState
+
+
+cdef inline void kick(ThreadState *thread) noexcept nogil:
+    """What the thread is to see must be stored before; it says that it sleeps before it looks."""
+    fence()
+    if load32(&thread.sleeping):
+        signal_fd(thread.kick_fd)
+
+
+cdef inline void activate(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
+    """On the queue's own thread: poll it from now on."""
+    sq.idle_since = thread.now
+    if not sq.active:
+        sq.active = True
+        thread.active[thread.active_count] = sq
+        thread.active_count += 1
+        thread.mapped_count += sq.engine.mapped
+        wake(sq)
+
+
+cdef inline void ring_queue(ThreadState *current, SubmissionQueue *sq) noexcept nogil:
+    """A queue has work. current: the IOThread we are on, NULL on the control plane's."""
+    if sq.thread == current:
+        activate(current, sq)
+    elif sq.thread != NULL:
+        store32(&sq.rung, 1)
+        store32(&sq.thread.kicked, 1)
+        kick(sq.thread)

@@ -1,0 +1,258 @@
+# The data plane's floor plan: every structure that an IOThread touches per command.
+#
+# Who may write what: a queue and its requests belong to the IOThread that serves it. The control
+# plane changes them only while the engine is paused on that thread (iothread.pyx), so the hot path
+# takes no lock and sees no half-made change.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from shadowbell.block.backend cimport BlockContext, BlockRequest, BlockState
+from shadowbell.dataplane.includes.uring cimport iovec
+
+cdef enum:
+    PAGE_SIZE = 4096
+    PAGE_SHIFT = 12
+    SQE_SIZE = 64
+    CQE_SIZE = 16
+    MAX_QUEUES = 129           # 128 I/O queues and the admin queue
+    MAX_ENTRIES = 4096
+    SQ_PAGES = 64              # 4096 entries of 64 bytes
+    CQ_PAGES = 16
+    MAX_NAMESPACES = 256
+    MAX_VECTORS = 130
+    MAX_TRANSFER = 1048576     # bytes: MDTS 8 with 4 KiB pages
+    MAX_IOVECS = 512           # a transfer's pieces; PRPs need 257 at most
+    MAX_REQUESTS = 1024        # commands under way per IOThread
+    MAX_SERVED = 131072        # queues per IOThread
+    EVENT_RING = 64
+    HISTOGRAM_BUCKETS = 256    # log-linear: 4 buckets an octave of nanoseconds
+    OPCODES = 16               # I/O opcodes counted one by one; the last takes all others
+
+cdef enum Access:
+    DMA_READ_ACCESS = 1
+    DMA_WRITE_ACCESS = 2
+
+cdef enum EventKind:
+    EVENT_INVALID_REGISTER
+    EVENT_INVALID_VALUE
+    EVENT_IO_ERROR
+    EVENT_BUS_ERROR
+
+# --- memory -----------------------------------------------------------------------------------
+
+cdef struct Segment:
+    uint64_t iova
+    uint64_t length
+    uint8_t *host              # NULL: the client gave no descriptor for this range
+    uint32_t access
+    uint32_t mapping           # which file mapping it lies in
+
+# Replaced whole by the control plane, never edited under a reader.
+cdef struct DmaTable:
+    uint32_t count
+    Segment *segments          # by iova, not overlapping
+
+# --- counters ---------------------------------------------------------------------------------
+
+cdef struct Counters:
+    uint64_t doorbells         # doorbell register writes that reached us
+    uint64_t ioeventfd_wakeups
+    uint64_t shadow_finds      # reads of a doorbell in memory that found work
+    uint64_t eventidx_stores
+    uint64_t arms
+    uint64_t arms_lost         # arms that found new work on the second look
+    uint64_t interrupts
+    uint64_t interrupts_suppressed
+    uint64_t commands[OPCODES]
+    uint64_t bytes_read
+    uint64_t bytes_written
+    uint64_t errors
+    uint64_t media_errors
+    uint64_t latency[HISTOGRAM_BUCKETS]
+
+# --- queues -----------------------------------------------------------------------------------
+
+cdef struct CompletionQueue:
+    # read by every completion
+    uint8_t **pages            # 4 KiB pages, NULL where the guest's memory is away
+    uint32_t entries
+    uint32_t tail
+    uint32_t phase
+    uint32_t head              # as last read: only looked at when the queue seems full
+    uint32_t reserved          # commands under way: each has its slot
+    bint raise_interrupt       # posted to since the last interrupt
+    int vector                 # -1: no interrupts
+    # read when full
+    uint32_t *head_doorbell    # the register's slot, or the shadow's
+    uint32_t *head_eventidx    # NULL unless shadowed
+    bint stalled               # a submission queue waits for room
+    bint reachable             # all of its pages are mapped
+    uint32_t stored            # see take_register in doorbells.pxd
+    bint host_stores
+    uint16_t qid
+    EngineState *engine
+    ThreadState *thread
+    CompletionQueue *next_interrupt
+    uint8_t *page_storage[CQ_PAGES]
+
+cdef struct SubmissionQueue:
+    # the doorbell path
+    uint32_t *tail_doorbell    # the register's slot, or the shadow's
+    uint32_t *tail_eventidx    # NULL unless shadowed
+    uint32_t head              # consumed up to here
+    uint32_t entries
+    uint32_t last_eventidx     # what we stored last
+    uint32_t inflight
+    uint8_t **pages
+    CompletionQueue *cq
+    EngineState *engine
+    ThreadState *thread
+    Counters *counters
+    uint32_t hint              # last DMA segment hit
+    uint16_t qid
+    bint reachable             # all of its pages are mapped
+    bint active                # in the thread's list of polled queues
+    bint dead                  # its doorbell held nonsense: ignored until it is deleted
+    uint32_t rung              # set by whoever takes a doorbell message, cleared by the thread
+    uint64_t idle_since        # ticks
+    # which values are the truth once a shadow exists: see doorbells.pxd
+    uint32_t stored            # the last value we put into the slot ourselves
+    bint host_stores           # the host was seen storing to the slot
+    uint8_t *page_storage[SQ_PAGES]
+
+cdef struct NamespaceEntry:
+    BlockState *backend
+    uint64_t blocks
+    uint32_t lba_shift
+    bint read_only
+
+# --- a command under way ----------------------------------------------------------------------
+
+cdef enum Step:
+    STEP_BLOCK                 # one block request is the whole command
+    STEP_COMPARE               # read into a bounce buffer, compare with the host's data
+    STEP_VERIFY                # read piece by piece, throw away
+    STEP_RANGES                # one discard per range
+    STEP_FLUSH_ALL             # one flush per namespace
+
+cdef struct Request:
+    BlockRequest block         # first: the ring's user_data points here
+    SubmissionQueue *sq
+    NamespaceEntry *ns
+    uint64_t start             # ticks
+    uint64_t lba
+    uint32_t nsid
+    uint32_t index             # of the next range or piece
+    uint32_t count             # ranges
+    uint32_t data_iovs         # STEP_COMPARE: the host's pieces
+    uint64_t data_length       # bytes that the command moves
+    uint16_t cid
+    uint8_t opcode
+    uint8_t step
+    void *scratch              # a bounce buffer held for the command's life
+    Request *next_waiting
+    iovec iov[MAX_IOVECS]
+
+# --- a controller's I/O half --------------------------------------------------------------------
+
+cdef struct EventRecord:
+    int kind
+    uint16_t qid
+    uint16_t cid
+    uint32_t status
+    uint32_t nsid
+    uint64_t lba
+
+cdef struct EngineState:
+    DmaTable *table
+    NamespaceEntry *namespaces[MAX_NAMESPACES]
+    SubmissionQueue *sqs[MAX_QUEUES]
+    CompletionQueue *cqs[MAX_QUEUES]
+    int vectors[MAX_VECTORS]       # eventfds, -1 where there is none
+    uint32_t *doorbells            # the doorbell page: 1024 registers
+    uint32_t max_queues
+    bint mapped
+    bint always_fua                # the volatile write cache is off
+    int notify_fd
+    uint32_t admin_rung
+    uint32_t admin_seen_tail       # mapped: the admin tail that was last told
+    # events for the control plane, a ring under a spin lock: written on errors only
+    uint32_t event_lock
+    uint32_t event_count
+    uint32_t events_lost
+    EventRecord events[EVENT_RING]
+    Counters *counters             # MAX_QUEUES of them, kept over queue deletions
+    Channel *channel
+
+# --- the client's socket --------------------------------------------------------------------------
+
+cdef enum Owner:
+    OWNER_NONE
+    OWNER_THREAD
+    OWNER_CONTROL
+
+cdef enum:
+    CHANNEL_BUFFER = 131072
+    CHANNEL_FDS = 64
+
+cdef struct Channel:
+    int fd
+    int owner
+    uint32_t waiting               # the control plane has something to take
+    int error                      # 0, or why the stream ended: -1 end of file, else errno
+    bint polled                    # the thread's ring waits for it
+    bint held                      # its engine is paused
+    bint ready                     # became readable while held
+    uint32_t start                 # unread bytes: [start, end)
+    uint32_t end
+    uint32_t fd_mark               # descriptors belong to the message that holds byte fd_mark - 1
+    uint32_t fd_count
+    int fds[CHANNEL_FDS]
+    EngineState *engine
+    ThreadState *thread
+    uint8_t buffer[CHANNEL_BUFFER]
+
+# --- an IOThread ----------------------------------------------------------------------------------
+
+cdef enum OpKind:
+    OP_NONE
+    OP_PAUSE                       # stop touching an engine, once its commands are done
+    OP_RESUME
+    OP_CHANNEL_OPEN
+    OP_CHANNEL_CLOSE
+    OP_STOP
+
+# One mailbox slot: the control plane posts one operation at a time and waits for it.
+cdef struct Mailbox:
+    int kind
+    EngineState *engine
+    uint32_t posted
+    uint32_t done
+
+cdef struct ThreadState:
+    BlockContext block             # first: back ends are given it
+    Mailbox mailbox
+    uint32_t sleeping
+    uint32_t kicked                # some queue has been rung by another thread
+    int kick_fd
+    int done_fd
+    uint64_t kick_value
+    SubmissionQueue **queues       # all that this thread serves
+    uint32_t queue_count
+    SubmissionQueue **active
+    uint32_t active_count
+    CompletionQueue *interrupts    # to be raised at the batch's end
+    Request *requests
+    Request **free_requests
+    uint32_t free_count
+    Request *waiting               # commands that wait for a bounce buffer or a ring entry
+    Request **waiting_tail
+    uint64_t ns_factor             # ns = ticks * ns_factor >> 20
+    uint64_t now                   # ticks, read once a round
+    uint32_t finished_now          # commands that ended while they were being started
+    uint64_t poll_max              # ticks
+    uint64_t poll_window
+    uint32_t mapped_count          # active queues whose doorbell page is mapped: nobody can wake us
+    EngineState *pausing           # not to be fetched from: OP_PAUSE waits for its commands
+    uint32_t bus_errors_seen
+    uint8_t *prp_page              # a PRP or SGL list's copy

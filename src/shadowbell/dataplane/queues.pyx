@@ -1,0 +1,104 @@
+"""Fetching commands: from a submission queue's doorbell to commands that are under way."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from shadowbell.dataplane.commands cimport start_command
+from shadowbell.dataplane.doorbells cimport (
+    arm_completions,
+    distance,
+    stay_awake,
+)
+from shadowbell.dataplane.events cimport push_event, signal_fd
+from shadowbell.dataplane.includes.cpu cimport load32, prefetch, ticks
+from shadowbell.dataplane.layout cimport (
+    EVENT_INVALID_VALUE,
+    SQE_SIZE,
+    CompletionQueue,
+    SubmissionQueue,
+    ThreadState,
+)
+from shadowbell.dataplane.queues cimport latency_bucket, ticks_to_ns
+
+cdef enum:
+    # Commands fetched from a queue before the next has its turn.
+    BATCH = 64
+
+
+cdef uint32_t serve(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
+    """Fetch and start what the host has submitted; returns the number of commands."""
+    cdef uint8_t sqe[SQE_SIZE]
+    cdef const uint8_t *slot
+    cdef uint32_t tail, count, room, i
+    cdef uint64_t start
+    tail = load32(sq.tail_doorbell)
+    if tail == sq.head or sq.dead or not sq.reachable:
+        return 0
+    if sq.qid == 0:
+        return watch_admin(sq, tail)
+    if tail >= sq.entries:
+        sq.dead = True
+        push_event(sq.engine, EVENT_INVALID_VALUE, sq.qid, 0, 0, 0, 0)
+        return 0
+    if sq.tail_eventidx != NULL and tail != sq.stored:
+        sq.host_stores = True
+    count = min(distance(sq.head, tail, sq.entries), <uint32_t> BATCH, thread.free_count)
+    room = sq.cq.entries - 1 - distance(sq.cq.head, sq.cq.tail, sq.cq.entries)
+    if room < sq.cq.reserved + count:
+        room = completion_room(sq.cq)
+        if room == 0:
+            return 0
+        count = min(count, room)
+    if count == 0:
+        return 0
+    sq.counters.shadow_finds += 1
+    sq.cq.reserved += count
+    sq.inflight += count
+    thread.finished_now = 0
+    start = thread.now
+    for i in range(count):
+        slot = sq.pages[sq.head >> 6] + ((sq.head & 63) << 6)
+        memcpy(sqe, slot, SQE_SIZE)
+        sq.head += 1
+        if sq.head == sq.entries:
+            sq.head = 0
+        prefetch(sq.pages[sq.head >> 6] + ((sq.head & 63) << 6))
+        start_command(thread, sq, sqe)
+    stay_awake(sq, tail)
+    if thread.finished_now:
+        thread.now = ticks()
+        sq.counters.latency[latency_bucket(ticks_to_ns(thread, thread.now - start))] += (
+            thread.finished_now)
+    return count
+
+
+cdef uint32_t completion_room(CompletionQueue *cq) noexcept nogil:
+    """Free slots of a queue that looks full, its head read anew; 0 leaves it armed and stalled."""
+    cdef uint32_t head, room, used
+    for _ in range(2):
+        head = load32(cq.head_doorbell)
+        used = distance(cq.head, cq.tail, cq.entries)
+        if head >= cq.entries or distance(cq.head, head, cq.entries) > used:
+            # Only a head among the entries posted makes sense; the host is told and not believed.
+            if not cq.stalled:
+                push_event(cq.engine, EVENT_INVALID_VALUE, cq.qid, 1, 0, 0, 0)
+            cq.stalled = True
+            return 0
+        cq.head = head
+        room = cq.entries - 1 - distance(head, cq.tail, cq.entries)
+        if room > cq.reserved:
+            cq.stalled = False
+            return room - cq.reserved
+        cq.stalled = True
+        arm_completions(cq)
+    return 0
+
+
+cdef uint32_t watch_admin(SubmissionQueue *sq, uint32_t tail) noexcept nogil:
+    """The admin queue is the control plane's; a mapped doorbell page leaves the watching to us."""
+    if tail == sq.engine.admin_seen_tail:
+        return 0
+    sq.engine.admin_seen_tail = tail
+    sq.counters.shadow_finds += 1
+    signal_fd(sq.engine.notify_fd)
+    return 1

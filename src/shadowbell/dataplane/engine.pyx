@@ -83,7 +83,7 @@ cdef extern from "<sys/eventfd.h>":
     int eventfd(unsigned initial, int flags)
 
 cdef enum:
-    DOORBELL_BASE = 0x1000
+    DOORBELL_BASE = 0x1000     # in BAR0, and so in the file that a client maps
 
 EVENT_KINDS = ("invalid-doorbell-register", "invalid-doorbell-value", "io-error", "bus-error")
 
@@ -122,9 +122,10 @@ cdef class Engine:
         self.state.counters = <Counters *> calloc(MAX_QUEUES, sizeof(Counters))
         self.notify_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self.doorbell_fd = os.memfd_create("shadowbell-doorbells", os.MFD_CLOEXEC)
-        os.ftruncate(self.doorbell_fd, PAGE_SIZE)
+        os.ftruncate(self.doorbell_fd, DOORBELL_BASE + PAGE_SIZE)
         cdef void *page = mmap(
-            NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, self.doorbell_fd, 0)
+            NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, self.doorbell_fd,
+            DOORBELL_BASE)
         if self.state.counters == NULL or self.notify_fd < 0 or page == MAP_FAILED:
             raise OSError(errno, "can't set up an engine")
         self.state.doorbells = <uint32_t *> page

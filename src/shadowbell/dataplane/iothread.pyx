@@ -5,9 +5,8 @@ once, raise each completion queue's interrupt at most once. When nothing has mov
 window, every queue is armed (doorbells.pxd) and the thread sleeps in its ring, where storage
 completions, the clients' sockets and kicks all arrive.
 
-The polling window adapts as QEMU's poll-max-ns does: a sleep that ended sooner than the longest
-window would have been worth polling for, so the window doubles; one that lasted longer wasn't, so it
-halves, down to none.
+The polling window adapts as QEMU's poll-max-ns does: it doubles when polling on would have caught
+what ended a sleep, and halves, down to none, when it wouldn't.
 """
 
 from libc.errno cimport errno
@@ -161,6 +160,7 @@ cdef class IOThread:
             raise OSError(errno, "can't make an eventfd")
         state.ns_factor = ns_factor
         state.poll_max = ns_to_ticks(state, <uint64_t> (poll_max_us * 1000))
+        state.wake_cost = ns_to_ticks(state, NAP_SHORTEST_NS)
         state.waiting_tail = &state.waiting
         state.requests = <Request *> take(MAX_REQUESTS * sizeof(Request))
         state.free_requests = <Request **> calloc(MAX_REQUESTS, sizeof(Request *))
@@ -368,7 +368,7 @@ cdef void take_kicks(ThreadState *thread) noexcept nogil:
 
 cdef void sleep(ThreadState *thread, uint64_t idle) noexcept nogil:
     """Arm every polled queue and wait for the ring; come back at once when one has work."""
-    cdef uint64_t start, slept, nap
+    cdef uint64_t start, nap
     cdef uint32_t i = 0
     cdef io_uring_cqe *cqe = NULL
     cdef __kernel_timespec timeout
@@ -396,8 +396,18 @@ cdef void sleep(ThreadState *thread, uint64_t idle) noexcept nogil:
         io_uring_submit_and_wait(&thread.block.ring, 1)
     store32(&thread.sleeping, 0)
     thread.now = ticks()
-    slept = thread.now - start
-    if slept < thread.poll_max:
+    adapt_window(thread, thread.now - start)
+
+
+cdef void adapt_window(ThreadState *thread, uint64_t slept) noexcept nogil:
+    """Would polling on have caught what ended this sleep?
+
+    A sleep takes at least as long as waking up does, which on a virtual machine is longer than most
+    gaps between commands. So the shortest sleep of late counts as the price of waking, and only what
+    goes beyond it as the gap.
+    """
+    thread.wake_cost = min(thread.wake_cost + (thread.wake_cost >> 6) + 1, slept)
+    if thread.poll_window < thread.poll_max and slept - thread.wake_cost < thread.poll_max:
         thread.poll_window = min(
             max(thread.poll_window * 2, ns_to_ticks(thread, FIRST_WINDOW_NS)), thread.poll_max)
     else:

@@ -252,6 +252,7 @@ cdef struct ThreadState:
     uint32_t finished_now          # commands that ended while they were being started
     uint64_t poll_max              # ticks
     uint64_t poll_window
+    uint64_t wake_cost             # ticks: the shortest sleep of late
     uint32_t mapped_count          # active queues whose doorbell page is mapped: nobody can wake us
     EngineState *pausing           # not to be fetched from: OP_PAUSE waits for its commands
     uint32_t bus_errors_seen

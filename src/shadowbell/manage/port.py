@@ -37,6 +37,7 @@ class Port:
         self._log: Log = _Named(logging.getLogger("shadowbell"), {"socket": config.socket})
         self._backends: list[Backend] = []
         self._controller: Controller | None = None
+        self._function: PciFunction | None = None
         self._listener: Listener | None = None
         self._attachment: Attachment | None = None
         self._watching_output = False
@@ -84,7 +85,8 @@ class Port:
             model=config.model,
             namespaces=namespaces,
             max_queues=config.max_queues,
-            dbbuf=config.dbbuf,
+            # A mapped doorbell can wake nobody, so shadowing it would spare the host nothing.
+            dbbuf=config.dbbuf and not self._mapped,
             vectors=vectors,
         )
         self._function = PciFunction(
@@ -126,6 +128,8 @@ class Port:
                 self._controller.close()
             self.engine.close()
             self.engine = None
+            self._controller = None
+            self._function = None
         while self._backends:
             backend = self._backends.pop()
             try:
@@ -156,6 +160,7 @@ class Port:
     def _connected(self) -> None:
         assert self._listener is not None
         assert self.engine is not None
+        assert self._function is not None
         try:
             client = self._listener.accept()
         except OSError as error:

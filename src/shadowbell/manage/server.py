@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import selectors
@@ -82,6 +83,10 @@ class Server:
             iothread.stop()
         self._selector.close()
         os.close(self._wakeup)
+        # A controller's parts know each other; who embeds a server wants its descriptors back now.
+        self._ports.clear()
+        self._iothreads.clear()
+        gc.collect()
 
     def _wake(self) -> None:
         if not self._closed:

@@ -9,6 +9,8 @@ from shadowbell.cli.qemu_args import add_memory_option, qemu_line
 from shadowbell.config import ControllerConfig, NamespaceConfig
 from shadowbell.manage import Server
 
+UNITS = {40: "T", 30: "G", 20: "M", 10: "K", 0: ""}
+
 
 def serve(arguments: list[str]) -> int:
     """Serve what the arguments say; returns after SIGINT, SIGTERM or SIGHUP, everything flushed.
@@ -54,8 +56,13 @@ def _summary(controller: ControllerConfig) -> str:
 
 
 def _namespace(namespace: NamespaceConfig) -> str:
-    what = namespace.path or f"{namespace.kind} of {namespace.size} bytes"
+    what = namespace.path or f"{namespace.kind}:{_amount(namespace.size or 0)}"
     return f"{what}, LBA {namespace.lba}" + (", read-only" if namespace.read_only else "")
+
+
+def _amount(size: int) -> str:
+    exponent = next(e for e in (40, 30, 20, 10, 0) if size % 2**e == 0)
+    return f"{size >> exponent}{UNITS[exponent]}"
 
 
 def _log_to_stderr(level: int) -> None:

@@ -120,6 +120,7 @@ def test_it_says_where_it_listens_and_what_to_paste(image: Path, tmp_path: Path)
     with serving(image, "memory:1M,lba=4096", "--socket", path, "--serial", "S1") as (_, lines):
         assert f"listening at {path} (serial S1)\n" in lines
         assert f"  namespace 1: {image}, LBA 512\n" in lines
+        assert "  namespace 2: memory:1M, LBA 4096\n" in lines
         done = subprocess.run(
             [*SHADOWBELL, "qemu-args", "--socket", path], capture_output=True, text=True
         )
@@ -168,5 +169,5 @@ def test_serving_imports_nothing_that_is_slow() -> None:
     code = "import sys, shadowbell.cli.serve; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert not loaded & {"rich", "asyncio", "multiprocessing", "ssl", "urllib", "xml"}
+    assert not loaded & {"rich", "asyncio", "multiprocessing", "ssl", "http", "xml"}
     assert not {"shadowbell.driver", "shadowbell.demo"} & set(done.stdout.split())

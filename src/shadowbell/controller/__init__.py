@@ -5,12 +5,11 @@ through an `Engine`.
 """
 
 from .controller import Controller
-from .engine import Backend, Engine, Event, QueueLedger
+from .engine import Engine, Event, QueueLedger
 from .namespaces import MAX_NAMESPACES, Namespace
 
 __all__ = [
     "MAX_NAMESPACES",
-    "Backend",
     "Controller",
     "Engine",
     "Event",

@@ -168,11 +168,24 @@ class Controller:
         self.namespaces.changed.clear()
 
     def begin_shutdown(self) -> None:
-        """Flush every namespace on a thread of its own (CC.SHN, section 3.6)."""
+        """Flush every namespace on a thread of its own (CC.SHN, section 3.6).
+
+        It asks the back ends, not the engine, which belongs to this thread.
+        """
+        backends = [made.backend for made in self.namespaces if not made.read_only]
         # A reset doesn't end an earlier shutdown's flush; this one waits for it, so one runs.
-        self._flush = threading.Thread(
-            target=self._flush_all, args=(self._flush,), name="shadowbell-flush"
-        )
+        earlier = self._flush
+
+        def flush() -> None:
+            if earlier is not None:
+                earlier.join()
+            for backend in backends:
+                try:
+                    backend.flush()
+                except OSError as error:
+                    log.error("flushing at shutdown failed: %s", error)
+
+        self._flush = threading.Thread(target=flush, name="shadowbell-flush")
         self._flush.start()
         self._flush.join(_SHUTDOWN_GRACE_SECONDS)
 
@@ -184,14 +197,6 @@ class Controller:
         """NVM Subsystem Reset: this controller is all of its subsystem (section 3.7.1)."""
         self.disable()
         self.registers.reset(subsystem=True)
-
-    def _flush_all(self, earlier: threading.Thread | None) -> None:
-        if earlier is not None:
-            earlier.join()
-        try:
-            self._engine.flush_all()
-        except OSError as error:
-            log.error("flushing at shutdown failed: %s", error)
 
     def _join_flush(self) -> None:
         if self._flush is not None:

@@ -1,4 +1,4 @@
-"""What the controller needs of the data plane and of a back end, as protocols.
+"""What the controller needs of the data plane, as a protocol.
 
 `shadowbell.dataplane.Engine` is the implementation; tests use byte arrays instead.
 """
@@ -8,17 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-
-class Backend(Protocol):
-    """Where a namespace keeps its data."""
-
-    @property
-    def size(self) -> int:
-        """Capacity in bytes."""
-
-    @property
-    def supports_discard(self) -> bool:
-        """Whether a deallocated block reads as zeros."""
+from shadowbell.block import Backend
 
 
 class Event(Protocol):
@@ -74,6 +64,5 @@ class Engine(Protocol):
         self, nsid: int, backend: Backend, lba_shift: int, read_only: bool
     ) -> None: ...
     def detach_namespace(self, nsid: int) -> None: ...
-    def flush_all(self) -> None: ...
     def take_events(self) -> Sequence[Event]: ...
     def ledger(self) -> Sequence[QueueLedger]: ...

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 
+from shadowbell.block import Backend
 from shadowbell.nvme import NSID_ALL, Status
 from shadowbell.nvme.identify import (
     IdentifierType,
@@ -25,7 +26,7 @@ from shadowbell.nvme.identify_namespace import (
 from shadowbell.nvme.opcodes import CommandSet
 
 from .command import CommandError, location
-from .engine import Backend, Engine
+from .engine import Engine
 
 MAX_NAMESPACES = 256
 """NN: the largest valid namespace identifier."""

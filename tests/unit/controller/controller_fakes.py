@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from shadowbell.controller import Backend, Controller, Namespace
+from shadowbell.controller import Controller, Namespace
 from shadowbell.dataplane import DmaError, TransferError
 from shadowbell.nvme import Status, SubmissionEntry
 
@@ -16,10 +16,22 @@ ASQ, ACQ, DATA = 0x1000, 0x2000, 0x10000
 CC_ENABLE = 0x00460001
 
 
-@dataclass(frozen=True)
 class FakeBackend:
-    size: int = 1 << 20
-    supports_discard: bool = True
+    """Counts its flushes, which wait for `gate` and then raise `error`."""
+
+    def __init__(self, size: int = 1 << 20, *, supports_discard: bool = True) -> None:
+        self.size = size
+        self.supports_discard = supports_discard
+        self.flushes = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: OSError | None = None
+
+    def flush(self) -> None:
+        self.gate.wait(10)
+        self.flushes += 1
+        if self.error is not None:
+            raise self.error
 
 
 @dataclass(frozen=True)
@@ -50,9 +62,6 @@ class FakeEngine:
         self.events: list[FakeEvent] = []
         self.ledgers: list[FakeLedger] = []
         self.log: list[tuple[object, ...]] = []
-        self.flush_gate = threading.Event()
-        self.flush_gate.set()
-        self.flush_error: OSError | None = None
         self.refuse_admin = False
 
     def open_admin(self, asq: int, asq_entries: int, acq: int, acq_entries: int) -> None:
@@ -106,18 +115,12 @@ class FakeEngine:
         self.log.append(("set_write_cache", enabled))
 
     def attach_namespace(
-        self, nsid: int, backend: Backend, lba_shift: int, read_only: bool
+        self, nsid: int, backend: FakeBackend, lba_shift: int, read_only: bool
     ) -> None:
         self.log.append(("attach_namespace", nsid, lba_shift, read_only))
 
     def detach_namespace(self, nsid: int) -> None:
         self.log.append(("detach_namespace", nsid))
-
-    def flush_all(self) -> None:
-        self.flush_gate.wait(10)
-        self.log.append(("flush_all",))
-        if self.flush_error is not None:
-            raise self.flush_error
 
     def take_events(self) -> Sequence[FakeEvent]:
         taken, self.events = self.events, []
@@ -141,12 +144,13 @@ class Host:
 
     def __init__(self, *, dbbuf: bool = True) -> None:
         self.engine = FakeEngine()
+        self.backend = FakeBackend()
         self.controller = Controller(
             self.engine,
             serial="SB0001",
             model="shadowbell NVMe",
             namespaces=[
-                Namespace(1, FakeBackend(), serial="SB0001"),
+                Namespace(1, self.backend, serial="SB0001"),
                 Namespace(3, FakeBackend(), serial="SB0001", lba=4096, read_only=True),
             ],
             max_queues=8,

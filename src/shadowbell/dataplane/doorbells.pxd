@@ -18,6 +18,9 @@
 # Asleep, EventIdx is the tail itself: the very next update passes it. The host stores its tail and
 # then reads EventIdx; we store EventIdx and then read the tail. With a full fence between the two on
 # both sides at least one sees the other's store, so we either find the work or are rung.
+#
+# A completion queue's head matters to us only when the queue looks full, so its EventIdx stays right
+# behind the head we last read, and is the head itself while a submission queue waits for room.
 
 from libc.stdint cimport uint32_t
 
@@ -65,6 +68,16 @@ cdef inline bint arm(SubmissionQueue *sq) noexcept nogil:
             return False
         return True
     return load32(sq.tail_doorbell) == sq.head
+
+
+cdef inline void ignore_head(CompletionQueue *cq) noexcept nogil:
+    """Don't ask to be rung for heads: called when cq.head was read anew.
+
+    No more is posted than fits before the head we know, so the host's head can't come to the entry
+    before it until we have read the head again.
+    """
+    if cq.head_eventidx != NULL:
+        store32(cq.head_eventidx, behind(cq.head, cq.entries))
 
 
 cdef inline void arm_completions(CompletionQueue *cq) noexcept nogil:

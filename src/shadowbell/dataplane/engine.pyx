@@ -25,7 +25,7 @@ from shadowbell.dataplane.channel cimport (
     take_doorbells,
 )
 from shadowbell.dataplane.dma cimport Memory, translate
-from shadowbell.dataplane.doorbells cimport behind, distance
+from shadowbell.dataplane.doorbells cimport behind, distance, ignore_head
 from shadowbell.dataplane.events cimport (
     lock_events,
     push_event,
@@ -390,6 +390,7 @@ cdef class Engine:
                     break
                 continue
             cq.stalled = False
+            ignore_head(cq)
             cid, status, dw0 = self.admin_pending.popleft()
             post_completion(cq, dw0, sq.head, 0, cid, status)
             posted = True
@@ -517,7 +518,6 @@ cdef class Engine:
                 store32(&eventidx[2 * qid], self.state.sqs[qid].head)
             if self.state.cqs[qid] != NULL:
                 store32(&shadow[2 * qid + 1], load32(&self.state.doorbells[2 * qid + 1]))
-                store32(&eventidx[2 * qid + 1], 0)
 
     cdef void clear_slot(self, uint32_t slot):
         """A new queue starts at 0, whatever the buffer held: old Linux leaves stale values."""
@@ -560,6 +560,8 @@ cdef class Engine:
             cq.host_stores = False
         cq.head_doorbell = word
         cq.head_eventidx = &eventidx[slot] if eventidx != NULL else NULL
+        if not cq.stalled:
+            ignore_head(cq)
 
     cdef void bind_sq(self, uint32_t qid, uint32_t *shadow, uint32_t *eventidx):
         cdef SubmissionQueue *sq = self.state.sqs[qid]

@@ -7,6 +7,7 @@ from shadowbell.dataplane.commands cimport start_command
 from shadowbell.dataplane.doorbells cimport (
     arm_completions,
     distance,
+    ignore_head,
     stay_awake,
 )
 from shadowbell.dataplane.events cimport push_event, signal_fd
@@ -88,6 +89,7 @@ cdef uint32_t completion_room(CompletionQueue *cq) noexcept nogil:
         room = cq.entries - 1 - distance(head, cq.tail, cq.entries)
         if room > cq.reserved:
             cq.stalled = False
+            ignore_head(cq)
             return room - cq.reserved
         cq.stalled = True
         arm_completions(cq)

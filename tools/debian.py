@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring")
+KEYRING = "debian-archive-keyring"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -43,7 +43,7 @@ def main(action: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def run(command: Sequence[str | Path], **environment: str) -> str:
+def run(command: Sequence[str | Path], *, folder: Path | None = None, **environment: str) -> str:
     """Runs a command and returns its output; ToolError with the last line it said when it fails."""
     done = subprocess.run(
         [str(part) for part in command],
@@ -51,6 +51,7 @@ def run(command: Sequence[str | Path], **environment: str) -> str:
         capture_output=True,
         text=True,
         errors="replace",
+        cwd=folder,
         env={**os.environ, "LC_ALL": "C", **environment},
     )
     if done.returncode != 0:
@@ -97,7 +98,7 @@ class Archive:
             for line in run(["apt-config", "dump"]).splitlines()
             if line.startswith("Acquire::")
         ]
-        mirror, keyring = host_mirror(), self._keyring(reach)
+        mirror, keyring = host_mirror(), self._keyring()
         settings |= {
             "Dir::Etc::sourcelist": f"{folder}/sources.list",
             "Dir::Etc::sourceparts": f"{folder}/parts",
@@ -115,35 +116,26 @@ class Archive:
     def _apt(self, *arguments: str) -> str:
         return run(["apt-get", *arguments], APT_CONFIG=str(self._configuration))
 
-    def _keyring(self, reach: Sequence[str]) -> Path:
-        """Debian's archive keys: the machine's, else those its own archive (Ubuntu's) packages."""
-        unpacked = self.folder / "keyring"
-        for base in (KEYRING, unpacked / KEYRING.relative_to("/")):
-            for kind in (".gpg", ".pgp"):
-                if (found := base.with_suffix(kind)).exists():
-                    return found
-        lists = self.folder / "host"
+    def _keyring(self) -> Path:
+        """Debian's archive keys: the machine's, else those that its own archive (Ubuntu's) has."""
+        if found := _key_file(Path("/")):
+            return found
+        lists, unpacked = self.folder / "host", self.folder / "keyring"
         (lists / "lists/partial").mkdir(parents=True, exist_ok=True)
-        private = [
+        private = (
             f"-oDir::State::lists={lists}/lists",
             f"-oDir::Cache={lists}",
             "-oAPT::Sandbox::User=root",
-        ]
-        run(["apt-get", *private, "update"])
-        uri = run(["apt-get", *private, "download", "--print-uris", "debian-archive-keyring"])
-        if not uri.startswith("'"):
-            raise ToolError("needs Debian's archive keys: apt-get install debian-archive-keyring")
-        name = uri.split()[1]
-        done = subprocess.run(
-            ["apt-get", *private, "download", "debian-archive-keyring"],
-            cwd=lists,
-            capture_output=True,
-            text=True,
         )
-        if done.returncode != 0:
-            raise ToolError("needs Debian's archive keys: apt-get install debian-archive-keyring")
-        unpack([lists / name], unpacked)
-        return self._keyring(reach)
+        try:
+            run(["apt-get", *private, "update"])
+            run(["apt-get", *private, "download", KEYRING], folder=lists)
+            unpack(list(lists.glob(f"{KEYRING}_*.deb")), unpacked)
+        except ToolError as error:
+            raise ToolError(f"needs Debian's keys: apt-get install {KEYRING} ({error})") from error
+        if found := _key_file(unpacked):
+            return found
+        raise ToolError(f"needs Debian's keys: apt-get install {KEYRING}")
 
     def update(self) -> None:
         self._apt("update", "--error-on=any")
@@ -155,6 +147,14 @@ class Archive:
         names = [line.split()[1] for line in listing.splitlines() if line.startswith("'")]
         self._apt(*arguments, "--download-only")
         return [self.packages / name for name in names]
+
+
+def _key_file(root: Path) -> Path | None:
+    base = root / "usr/share/keyrings" / KEYRING
+    for path in (base.with_suffix(".gpg"), base.with_suffix(".pgp")):
+        if path.exists():
+            return path
+    return None
 
 
 def host_mirror() -> str:

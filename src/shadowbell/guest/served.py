@@ -116,7 +116,7 @@ class Served:
 
     def ledger(self, name: str) -> Ledger:
         """The I/O counters of the controller on socket `name`, as they are now."""
-        path = self.folder / f"{name}.ledger.json"
+        path = self.folder / f"{name}.ledger"
         path.unlink(missing_ok=True)
         os.kill(self.pid, signal.SIGUSR1)
         deadline = time.monotonic() + 10

@@ -356,3 +356,29 @@ def test_stopping_with_a_client(tmp_path: Path) -> None:
         assert client.at_end()
     eventually(lambda: descriptors() == before)
     assert live_objects() == objects
+
+
+@pytest.mark.parametrize("first", [1, 2, 63, 64])
+def test_more_descriptors_than_anybody_needs(disk: Path, first: int) -> None:
+    message = struct.pack("<HHIII", 1, VERSION, 20, 0, 0) + bytes(4)
+    fd = os.eventfd(0)
+    for _ in range(3):
+        with RawClient(disk, version=False) as client, contextlib.suppress(OSError):
+            socket.send_fds(client.socket, [message[:5]], [fd] * first)
+            time.sleep(0.02)
+            socket.send_fds(client.socket, [message[5:]], [fd] * 64)
+            client.receive(VERSION)
+            socket.send_fds(client.socket, [message], [fd] * 253)
+            client.socket.recv(16)
+    os.close(fd)
+    with RawClient(disk) as client, enabled_host(client) as host:
+        assert host.identify() == b"WIRE"
+
+
+def test_a_whole_table_of_vectors_at_once(disk: Path) -> None:
+    with RawClient(disk) as client:
+        fds = tuple(os.eventfd(0) for _ in range(33))
+        body = struct.pack("<IIIII", 20, 4 | 32, 2, 0, len(fds))
+        assert client.call(SET_IRQS, body, fds=fds) == b""
+        for fd in fds:
+            os.close(fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -58,9 +59,9 @@ def run(console: Console | None = None) -> int:
     console.print()
     console.print(_table(costs))
     console.print(
-        "[dim]4 KiB random reads of a memory namespace; one queue; the driver sleeps until it is\n"
-        "interrupted. Server CPU: of one core. In a virtual machine, each register write is an\n"
-        "exit.[/]\n"
+        "[dim]4 KiB random reads of a memory namespace, one queue, the driver asleep between\n"
+        "interrupts. MMIO/IO: doorbell register writes, each an exit in a virtual machine.\n"
+        "irq/IO: interrupts. CPU: the server's, of one core.[/]\n"
     )
     if not sound or not all(cost.stats.clean for _, _, cost in costs):
         console.print("[bold red]Verification failed.[/]")
@@ -90,22 +91,19 @@ def _verdict(way: Way, written: LoadStats, read: LoadStats) -> str:
         size = f"{written.bytes >> 20} MiB"
         speeds = " and ".join(
             f"{what} at {stats.bytes / stats.seconds / 1e6:,.0f} MB/s"
-            for what, stats in (("written", written), ("read", read))
+            for what, stats in (("written", written), ("read back", read))
         )
-        return f"[green]ok[/]  {way.name}: {size} {speeds}, every block verified"
+        return f"[green]ok[/]  {way.name}: {size} {speeds}, verified"
     bad = f"{read.mismatches} wrong blocks (first: LBA {read.first_mismatch})"
     errors = f"{written.errors + read.errors} errors, {written.lost + read.lost} lost"
     return f"[red]BAD[/] {way.name}: {bad}, {errors}"
 
 
 def _table(costs: list[tuple[Way, int, Cost]]) -> Table:
-    table = Table(title="Three ways to ring a doorbell", title_justify="left")
-    table.add_column("doorbells")
-    for name in (
-        *("depth", "IOPS", "p50 µs", "p99 µs", "register writes / I/O"),
-        *("interrupts / I/O", "server CPU", "CPU µs / I/O"),
-    ):
-        table.add_column(name, justify="right")
+    table = Table(title="Three ways to ring a doorbell", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("doorbells", no_wrap=True)
+    for name in ("QD", "IOPS", "p50 µs", "p99 µs", "MMIO/IO", "irq/IO", "CPU %", "CPU µs/IO"):
+        table.add_column(name, justify="right", no_wrap=True)
     for way, depth, cost in costs:
         stats = cost.stats
         table.add_row(
@@ -116,7 +114,7 @@ def _table(costs: list[tuple[Way, int, Cost]]) -> Table:
             f"{stats.percentile(99):,.1f}",
             f"{stats.per_io(stats.registers):.4f}",
             f"{stats.per_io(stats.interrupts):.3f}",
-            f"{cost.cpu_percent:.0f} %",
+            f"{cost.cpu_percent:.0f}",
             f"{cost.cpu_us_per_io:.2f}",
             end_section=depth == DEPTHS[-1],
         )

@@ -150,8 +150,10 @@ cdef uint32_t decode(ThreadState *thread, Request *request, const uint8_t *sqe) 
         request.block.op = BLOCK_FLUSH
         request.step = STEP_FLUSH_ALL
         return SUCCESS
-    if unlikely(index >= MAX_NAMESPACES or engine.namespaces[index] == NULL):
+    if unlikely(index >= MAX_NAMESPACES):
         return INVALID_NAMESPACE_OR_FORMAT
+    if unlikely(engine.namespaces[index] == NULL):
+        return INVALID_FIELD_IN_COMMAND  # valid but inactive: Base 2.0, 3.2.1.4
     request.ns = engine.namespaces[index]
     request.block.backend = request.ns.backend
     if unlikely(request.ns.read_only

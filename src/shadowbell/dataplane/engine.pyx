@@ -9,6 +9,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+from posix.unistd cimport close
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 import contextlib
@@ -344,6 +345,8 @@ cdef class Engine:
         self.post_pending()
         if sq == NULL or sq.dead or not sq.reachable or not sq.cq.reachable:
             return None
+        if self.admin_pending:
+            return None  # the host takes its completions first
         tail = load32(sq.tail_doorbell)
         if tail == sq.head and sq.tail_eventidx != NULL:
             # Always armed: admin commands are rare, and who shadows this queue must ring each time.
@@ -468,6 +471,7 @@ cdef class Engine:
         sq.engine = self.state
         sq.counters = &self.state.counters[qid]
         sq.pages = sq.page_storage
+        sq.ioeventfd = -1
         self.state.sqs[qid] = sq
         self.places[qid, False] = iova
         store32(&self.state.doorbells[2 * qid], 0)
@@ -477,6 +481,7 @@ cdef class Engine:
 
     cdef void drop_sq(self, int qid):
         if self.state.sqs[qid] != NULL:
+            self.withdraw_ioeventfd(self.state.sqs[qid])
             free(self.state.sqs[qid])
             self.state.sqs[qid] = NULL
             del self.places[qid, False]
@@ -577,6 +582,29 @@ cdef class Engine:
         sq.tail_doorbell = word
         sq.tail_eventidx = &eventidx[slot] if eventidx != NULL else NULL
         sq.last_eventidx = behind(sq.head, sq.entries)
+        if shadow == NULL:
+            self.withdraw_ioeventfd(sq)
+
+    def region_io_fds(self):
+        cdef SubmissionQueue *sq
+        offered = []
+        with self.paused():
+            for qid in range(1, self.state.max_queues + 1):
+                sq = self.state.sqs[qid]
+                if sq == NULL or sq.tail_eventidx == NULL:
+                    continue
+                if sq.ioeventfd < 0:
+                    sq.ioeventfd = eventfd(0, EFD_CLOEXEC)
+                    if sq.ioeventfd < 0:
+                        raise OSError(errno, "can't make an eventfd")
+                offered.append((DOORBELL_BASE + 8 * qid, 4, sq.ioeventfd))
+        return offered
+
+    cdef void withdraw_ioeventfd(self, SubmissionQueue *sq):
+        """The register is authoritative again; no ring reads the descriptor any more."""
+        if sq.ioeventfd >= 0:
+            close(sq.ioeventfd)
+            sq.ioeventfd = -1
 
     cdef bint resolve(self, uint64_t iova, uint64_t size, uint8_t **pages, uint32_t access):
         """Find a queue's pages; False when one isn't mapped for the access now."""

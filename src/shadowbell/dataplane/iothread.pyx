@@ -116,6 +116,7 @@ cdef enum Tag:
     TAG_KICK = 1
     TAG_CHANNEL = 2
     TAG_IGNORE = 3
+    TAG_IOEVENTFD = 4
     TAG_MASK = 7
 
 cdef enum:
@@ -444,6 +445,8 @@ cdef void reap(ThreadState *thread) noexcept nogil:
             await_kick(thread)
         elif data & TAG_MASK == TAG_CHANNEL:
             channel_ready(thread, <Channel *> (data & ~(<uint64_t> TAG_MASK)))
+        elif data & TAG_MASK == TAG_IOEVENTFD:
+            ioeventfd_ready(thread, <SubmissionQueue *> (data & ~(<uint64_t> TAG_MASK)))
     io_uring_cq_advance(&thread.block.ring, count)
 
 
@@ -467,6 +470,33 @@ cdef void await_channel(ThreadState *thread, Channel *channel) noexcept nogil:
     io_uring_prep_poll_add(sqe, channel.fd, POLLIN | POLLRDHUP)
     io_uring_sqe_set_data64(sqe, <uint64_t> channel | TAG_CHANNEL)
     channel.polled = True
+
+
+cdef void await_ioeventfd(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
+    cdef io_uring_sqe *sqe = next_sqe(thread)
+    io_uring_prep_read(sqe, sq.ioeventfd, &sq.ioeventfd_value, sizeof(uint64_t), 0)
+    io_uring_sqe_set_data64(sqe, <uint64_t> sq | TAG_IOEVENTFD)
+    sq.ioeventfd_awaited = True
+    sq.ioeventfd_cancelled = False
+
+
+cdef void cancel_ioeventfd(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
+    cdef io_uring_sqe *sqe
+    if not sq.ioeventfd_cancelled:
+        sq.ioeventfd_cancelled = True
+        sqe = next_sqe(thread)
+        io_uring_prep_cancel64(sqe, <uint64_t> sq | TAG_IOEVENTFD, 0)
+        io_uring_sqe_set_data64(sqe, TAG_IGNORE)
+
+
+cdef void ioeventfd_ready(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
+    """The client wrote a shadowed doorbell's eventfd: the value is in the shadow."""
+    sq.ioeventfd_awaited = False
+    if sq.engine == thread.pausing:
+        return  # cancelled, or resuming looks at the queue anyway
+    sq.counters.ioeventfd_wakeups += 1
+    activate(thread, sq)
+    await_ioeventfd(thread, sq)
 
 
 cdef void channel_ready(ThreadState *thread, Channel *channel) noexcept nogil:
@@ -540,7 +570,12 @@ cdef bint pause(ThreadState *thread, EngineState *engine) noexcept nogil:
         if engine.channel != NULL and engine.channel.thread == thread:
             engine.channel.held = True
     for i in range(thread.queue_count):
-        if thread.queues[i].engine == engine and thread.queues[i].inflight:
+        if thread.queues[i].engine != engine:
+            continue
+        if thread.queues[i].inflight:
+            drained = False
+        if thread.queues[i].ioeventfd_awaited:
+            cancel_ioeventfd(thread, thread.queues[i])
             drained = False
     if not drained:
         return False
@@ -567,6 +602,8 @@ cdef void resume(ThreadState *thread, EngineState *engine) noexcept nogil:
             thread.queues[thread.queue_count] = sq
             thread.queue_count += 1
             activate(thread, sq)
+            if sq.ioeventfd >= 0:
+                await_ioeventfd(thread, sq)
     if engine.channel != NULL and engine.channel.thread == thread:
         engine.channel.held = False
         read_if_ours(thread, engine.channel)

@@ -118,6 +118,10 @@ cdef struct SubmissionQueue:
     # which values are the truth once a shadow exists: see doorbells.pxd
     uint32_t stored            # the last value we put into the slot ourselves
     bint host_stores           # the host was seen storing to the slot
+    int ioeventfd              # -1, or what the client may write instead of the register
+    bint ioeventfd_awaited     # the thread's ring reads it
+    bint ioeventfd_cancelled
+    uint64_t ioeventfd_value
     uint8_t *page_storage[SQ_PAGES]
 
 cdef struct NamespaceEntry:

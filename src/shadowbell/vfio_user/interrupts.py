@@ -11,7 +11,8 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from shadowbell.vfio_user.protocol import Irq, IrqSet, IrqSetFlag, refuse
+from shadowbell.vfio_user.messages import IrqSet
+from shadowbell.vfio_user.protocol import Irq, IrqSetFlag, refuse
 
 
 class VectorSink(Protocol):

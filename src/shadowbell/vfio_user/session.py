@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+from shadowbell.vfio_user import messages as bodies
 from shadowbell.vfio_user import protocol as wire
 from shadowbell.vfio_user.interrupts import Interrupts, VectorSink
 from shadowbell.vfio_user.protocol import Command, Header, Refused, Region, refuse
@@ -68,6 +69,7 @@ class Session:
         self._interrupts = Interrupts(engine, device.irq_counts())
         self._maps: set[tuple[int, int]] = set()
         self._memory_judged = False
+        self._failed = False
         self._commands: dict[int, Callable[[bytes, list[int]], Reply]] = {
             Command.DMA_MAP: self._dma_map,
             Command.DMA_UNMAP: self._dma_unmap,
@@ -110,7 +112,10 @@ class Session:
             self._log.debug("command %d refused: %s", request.command, refused.reason)
             return wire.encode_error(request, refused.errno), _NO_FDS
         except OSError as error:
-            self._log.warning("command %d failed: %s", request.command, error)
+            # Once is news, a thousand times is a client that fills the log.
+            level = logging.DEBUG if self._failed else logging.WARNING
+            self._failed = True
+            self._log.log(level, "command %d failed: %s", request.command, error)
             return wire.encode_error(request, error.errno or errno.EIO), _NO_FDS
         return wire.encode_reply(request, answer), out
 
@@ -130,7 +135,7 @@ class Session:
         return command(body, fds)
 
     def _dma_map(self, body: bytes, fds: list[int]) -> Reply:
-        entry = wire.DmaMap.decode(body)
+        entry = bodies.DmaMap.decode(body)
         if len(fds) > 1:
             refuse(f"DMA_MAP carries {len(fds)} descriptors")
         if len(self._maps) >= wire.MAX_DMA_MAPS:
@@ -145,7 +150,7 @@ class Session:
         self._judge_memory(entry, fd)
         return b"", _NO_FDS
 
-    def _judge_memory(self, entry: wire.DmaMap, fd: int | None) -> None:
+    def _judge_memory(self, entry: bodies.DmaMap, fd: int | None) -> None:
         """Say once when the guest's memory isn't shared with us.
 
         The first writeable map tells: clients map the guest's memory before anything else. Maps
@@ -165,7 +170,7 @@ class Session:
             self._log.warning("the client maps its memory privately, not shared: %s", remedy)
 
     def _dma_unmap(self, body: bytes, fds: list[int]) -> Reply:
-        entry = wire.DmaUnmap.decode(body)
+        entry = bodies.DmaUnmap.decode(body)
         if entry.all:
             self._engine.dma_unmap_all()
             self._maps.clear()
@@ -177,7 +182,7 @@ class Session:
             self._forget(entry)
         return entry.encode_reply(body), _NO_FDS
 
-    def _forget(self, entry: wire.DmaUnmap) -> None:
+    def _forget(self, entry: bodies.DmaUnmap) -> None:
         if (entry.address, entry.size) in self._maps:
             self._maps.remove((entry.address, entry.size))
             return
@@ -190,24 +195,24 @@ class Session:
         }
 
     def _get_info(self, body: bytes, fds: list[int]) -> Reply:
-        wire.decode_device_info(body)
-        return wire.encode_device_info(), _NO_FDS
+        bodies.decode_device_info(body)
+        return bodies.encode_device_info(), _NO_FDS
 
     def _get_region_info(self, body: bytes, fds: list[int]) -> Reply:
-        request = wire.RegionInfoRequest.decode(body)
+        request = bodies.RegionInfoRequest.decode(body)
         size = self._device.region_size(request.index)
         if not self._mapped or request.index != Region.BAR0:
-            info = wire.encode_region_info(request.index, size, argsz=wire.REGION_INFO_SIZE)
+            info = bodies.encode_region_info(request.index, size, argsz=bodies.REGION_INFO_SIZE)
             return info, _NO_FDS
-        needed = wire.REGION_INFO_SIZE + wire.SPARSE_MMAP_SIZE
+        needed = bodies.REGION_INFO_SIZE + bodies.SPARSE_MMAP_SIZE
         if request.argsz < needed:
             # No MMAP flag without the descriptor; argsz tells the client to ask again.
-            return wire.encode_region_info(request.index, size, argsz=needed), _NO_FDS
-        info = wire.encode_mappable_region_info(request.index, size, DOORBELLS)
+            return bodies.encode_region_info(request.index, size, argsz=needed), _NO_FDS
+        info = bodies.encode_mappable_region_info(request.index, size, DOORBELLS)
         return info, (self._engine.doorbell_fd,)
 
     def _get_region_io_fds(self, body: bytes, fds: list[int]) -> Reply:
-        request = wire.RegionIoFdsRequest.decode(body)
+        request = bodies.RegionIoFdsRequest.decode(body)
         offer = getattr(self._engine, "region_io_fds", None)
         offered = offer() if offer is not None and request.index == Region.BAR0 else []
         send: list[int] = []
@@ -219,45 +224,45 @@ class Session:
                     continue
                 send.append(fd)
             areas.append((offset, size, send.index(fd)))
-        if request.argsz < wire.region_io_fds_size(len(areas)):
-            return wire.encode_region_io_fds(request.index, [], count=len(areas)), _NO_FDS
-        return wire.encode_region_io_fds(request.index, areas, count=len(areas)), tuple(send)
+        if request.argsz < bodies.region_io_fds_size(len(areas)):
+            return bodies.encode_region_io_fds(request.index, [], count=len(areas)), _NO_FDS
+        return bodies.encode_region_io_fds(request.index, areas, count=len(areas)), tuple(send)
 
     def _get_irq_info(self, body: bytes, fds: list[int]) -> Reply:
-        index = wire.decode_irq_info(body)
-        return wire.encode_irq_info(index, self._interrupts.limits[index]), _NO_FDS
+        index = bodies.decode_irq_info(body)
+        return bodies.encode_irq_info(index, self._interrupts.limits[index]), _NO_FDS
 
     def _set_irqs(self, body: bytes, fds: list[int]) -> Reply:
-        self._interrupts.set(wire.IrqSet.decode(body, self._interrupts.limits), fds)
+        self._interrupts.set(bodies.IrqSet.decode(body, self._interrupts.limits), fds)
         return b"", _NO_FDS
 
-    def _check_range(self, access: wire.Access) -> None:
+    def _check_range(self, access: bodies.Access) -> None:
         size = self._device.region_size(access.region) if access.region < wire.NUM_REGIONS else 0
         if access.offset + access.count > size:
             refuse(f"access to {access.offset:#x}+{access.count:#x} of region {access.region}")
 
     def _region_read(self, body: bytes, fds: list[int]) -> Reply:
-        access = wire.Access.decode(body)
+        access = bodies.Access.decode(body)
         self._check_range(access)
         data = self._device.region_read(access.region, access.offset, access.count)
         return access.encode_reply(data), _NO_FDS
 
     def _region_write(self, body: bytes, fds: list[int]) -> Reply:
-        access = wire.Access.decode(body)
+        access = bodies.Access.decode(body)
         self._check_range(access)
         self._device.region_write(access.region, access.offset, access.data(body))
         return access.encode_reply(), _NO_FDS
 
     def _region_write_multi(self, body: bytes, fds: list[int]) -> Reply:
         completed = 0
-        for access, data in wire.decode_write_multi(body):
+        for access, data in bodies.decode_write_multi(body):
             try:
                 self._check_range(access)
             except Refused:
                 break
             self._device.region_write(access.region, access.offset, data)
             completed += 1
-        return wire.encode_write_multi(completed), _NO_FDS
+        return bodies.encode_write_multi(completed), _NO_FDS
 
     def _reset(self, body: bytes, fds: list[int]) -> Reply:
         self._device.reset()

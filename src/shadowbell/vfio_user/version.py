@@ -9,6 +9,7 @@ flags once the latter is on.
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,13 @@ from shadowbell.vfio_user.protocol import (
     MAX_DMA_MAPS,
     MAX_MSG_FDS,
     PAGE_SIZE,
-    join_version,
     refuse,
-    split_version,
 )
 
 MAJOR = 0
 MINOR = 1
 MAX_TEXT = 1 << 16
+_VERSION = struct.Struct("=HH")
 OFFERED = {
     "max_msg_fds": MAX_MSG_FDS,
     "max_data_xfer_size": MAX_DATA_XFER_SIZE,
@@ -46,12 +46,12 @@ def negotiate(body: bytes) -> tuple[Negotiated, bytes]:
 
     Should our own figures make the reply too long, the client's smaller ones are sent instead.
     """
-    major, minor, text = split_version(body)
+    major, minor, text = _split(body)
     if major != MAJOR:
         refuse(f"client speaks version {major}.{minor}, this server {MAJOR}.{MINOR}")
     minor = min(minor, MINOR)
     if not text:
-        return Negotiated(minor), join_version(MAJOR, minor, b"")
+        return Negotiated(minor), _join(MAJOR, minor, b"")
     proposed = _capabilities(text)
     agreed = Negotiated(minor, _number(proposed, "max_msg_fds", 1))
     for key in ("max_data_xfer_size", "pgsizes", "max_dma_maps"):
@@ -59,10 +59,10 @@ def negotiate(body: bytes) -> tuple[Negotiated, bytes]:
     answer = {key: value for key, value in OFFERED.items() if key in proposed}
     modest = {key: min(value, proposed[key]) for key, value in answer.items()}
     for capabilities in (answer, modest):
-        reply = join_version(MAJOR, minor, _encode(capabilities))
+        reply = _join(MAJOR, minor, _encode(capabilities))
         if len(reply) <= len(body):
             return agreed, reply
-    return agreed, join_version(MAJOR, minor, b"")
+    return agreed, _join(MAJOR, minor, b"")
 
 
 def _encode(capabilities: dict[str, int]) -> bytes:
@@ -87,3 +87,15 @@ def _number(capabilities: dict[str, Any], key: str, default: int) -> int:
     if type(value) is not int or value < 0:
         refuse(f"VERSION with {key} {value!r:.40}")
     return value
+
+
+def _split(body: bytes) -> tuple[int, int, bytes]:
+    """Major, minor and the JSON text without its NUL (empty when the client sent none)."""
+    if len(body) < _VERSION.size:
+        refuse(f"VERSION of {len(body)} bytes")
+    major, minor = _VERSION.unpack_from(body)
+    return major, minor, body[_VERSION.size :].split(b"\0", 1)[0]
+
+
+def _join(major: int, minor: int, text: bytes) -> bytes:
+    return _VERSION.pack(major, minor) + (text + b"\0" if text else b"")

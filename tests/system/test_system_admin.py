@@ -233,7 +233,7 @@ def test_admin_queue_under_load(serve: Serve, attach: Attach) -> None:
         host.delete_queue_pair(extra)
 
 
-def test_directory_with_cntrl(serve: Serve, tmp_path: object) -> None:
-    served = serve("memory:16M", "--and", "memory:16M", "--socket", "{folder}/spdk/cntrl")
+def test_directory_with_cntrl(serve: Serve) -> None:
+    served = serve("memory:16M", "--socket", "{folder}/spdk/cntrl", "--and", "memory:16M")
     with Host.connect(served.folder / "spdk") as host:
         assert host.create_queue_pair().read(1, 0, 1) == bytes(512)

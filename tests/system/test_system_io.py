@@ -237,11 +237,12 @@ def test_read_only_namespace_refuses_writes(serve: Serve, attach: Attach) -> Non
     host = attach(serve("memory:16M,ro"))
     queue = host.create_queue_pair()
     assert queue.read(1, 0, 1) == bytes(512)
-    for operation in (
+    operations: list[Callable[[], None]] = [
         lambda: queue.write(1, 0, bytes(512)),
         lambda: queue.write_zeroes(1, 0, 1),
         lambda: queue.dataset_management(1, [(0, 1)]),
-    ):
+    ]
+    for operation in operations:
         with pytest.raises(CommandError) as caught:
             operation()
         assert caught.value.status in (

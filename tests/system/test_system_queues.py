@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from shadowbell.driver import (
     run_load,
 )
 from shadowbell.guest import Served
-from shadowbell.nvme import Status
+from shadowbell.nvme import IoOpcode, Status, SubmissionEntry
 
 
 def descriptors(served: Served) -> int:
@@ -52,7 +53,7 @@ def in_threads(loads: list[Load], between: Callable[[], None], seconds: float) -
     return found
 
 
-def parts(host: Host, queues: list[QueuePair], **options: object) -> list[Load]:
+def parts(host: Host, queues: list[QueuePair]) -> list[Load]:
     """A verified load for each queue, each on blocks of its own."""
     blocks = host.namespaces[1].blocks // len(queues) // 8 * 8
     verifier = Verifier(host.namespaces[1].blocks, host.lba_size(1))
@@ -117,7 +118,8 @@ def test_submission_queues_share_a_completion_queue(
     assert run_load(host, shared[1:], spec, ios=2000, verifier=verifier).clean
     for pair in shared[1:]:
         host.delete_queue_pair(pair)
-    assert host.queues == host.completion_queues == {}
+    assert not host.queues
+    assert not host.completion_queues
 
 
 def test_completion_queue_smaller_than_what_runs(serve: Serve, attach: Attach) -> None:
@@ -167,8 +169,6 @@ def test_delete_aborts_or_completes_what_runs(serve: Serve, attach: Attach) -> N
     host = attach(serve("{folder}/disk.img", image=64 << 20))
     queue = host.create_queue_pair(64)
     memory = host.arena.allocate(4096)
-    from shadowbell.nvme import IoOpcode, SubmissionEntry
-
     sqe = SubmissionEntry(opcode=IoOpcode.READ, nsid=1, prp1=memory.iova, cdw12=7)
     submitted = {queue.submit(sqe, ring=False) for _ in range(40)}
     queue.ring.ring()
@@ -197,8 +197,9 @@ def test_reset_under_load(serve: Serve, attach: Attach, way: Doorbells, device: 
         (stats,) = in_threads([load], lambda: host.reset(device=device), 0.2)
         assert stats.broken
         assert stats.mismatches == stats.errors == stats.violations == 0
-        before = before or descriptors(served)
-    assert descriptors(served) <= before + 1
+        if number == 1:  # by now every vector in use has its descriptors
+            before = descriptors(served)
+    assert descriptors(served) <= before
     queue = host.create_queue_pair(64)
     spec = LoadSpec(pattern="read", depth=8, block_size=65536)
     stats = run_load(host, [queue], spec, ios=1024, verifier=verifier)
@@ -230,7 +231,7 @@ def test_disconnect_under_load(serve: Serve, attach: Attach, way: Doorbells) -> 
         queue = host.create_queue_pair(64, interrupts=True)
         spec = LoadSpec(pattern="randrw", depth=32, seed=number, sleep=bool(number & 1))
         load = Load(host, [queue], spec, verifier=verifier)
-        (stats,) = in_threads([load], lambda host=host: host.detach(shut_down=False), 0.2)
+        (stats,) = in_threads([load], partial(host.detach, shut_down=False), 0.2)
         assert stats.mismatches == stats.errors == stats.violations == 0
         wait_for(lambda: mappings(served) == 0)
         fds = fds or descriptors(served)

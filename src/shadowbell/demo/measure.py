@@ -40,9 +40,9 @@ class Way:
 
 
 WAYS: Final = (
-    Way("trapped register", "trap", ("--no-dbbuf",)),
-    Way("shadow + EventIdx", "shadow", ()),
-    Way("mapped page", "mapped", ("--doorbells", "mapped", "--no-dbbuf")),
+    Way("trapped", "trap", ("--no-dbbuf",)),
+    Way("shadow", "shadow", ()),
+    Way("mapped", "mapped", ("--doorbells", "mapped", "--no-dbbuf")),
 )
 
 

@@ -60,8 +60,8 @@ def run(console: Console | None = None) -> int:
     console.print(_table(costs))
     console.print(
         "[dim]4 KiB random reads of a memory namespace, one queue, the driver asleep between\n"
-        "interrupts. MMIO/IO: doorbell register writes, each an exit in a virtual machine.\n"
-        "irq/IO: interrupts. CPU: the server's, of one core.[/]\n"
+        "interrupts. MMIO/IO: doorbell register writes, each an exit in a virtual\n"
+        "machine. irq/IO: interrupts. CPU: the server's, of one core.[/]\n"
     )
     if not sound or not all(cost.stats.clean for _, _, cost in costs):
         console.print("[bold red]Verification failed.[/]")
@@ -100,7 +100,8 @@ def _verdict(way: Way, written: LoadStats, read: LoadStats) -> str:
 
 
 def _table(costs: list[tuple[Way, int, Cost]]) -> Table:
-    table = Table(title="Three ways to ring a doorbell", title_justify="left", box=SIMPLE_HEAD)
+    title = "Three ways to ring a doorbell"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("doorbells", no_wrap=True)
     for name in ("QD", "IOPS", "p50 µs", "p99 µs", "MMIO/IO", "irq/IO", "CPU %", "CPU µs/IO"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -45,6 +45,8 @@ class Memory(VectorSink, Protocol):
     def dma_map(self, iova: int, length: int, fd: int | None, offset: int, prot: int) -> None: ...
     def dma_unmap(self, iova: int, length: int) -> None: ...
     def dma_unmap_all(self) -> None: ...
+    def region_io_fds(self) -> list[tuple[int, int, int]]:
+        """BAR0's ioeventfds now: (offset, size, descriptor). Descriptors stay the engine's."""
 
 
 class Session:
@@ -213,8 +215,7 @@ class Session:
 
     def _get_region_io_fds(self, body: bytes, fds: list[int]) -> Reply:
         request = bodies.RegionIoFdsRequest.decode(body)
-        offer = getattr(self._engine, "region_io_fds", None)
-        offered = offer() if offer is not None and request.index == Region.BAR0 else []
+        offered = self._engine.region_io_fds() if request.index == Region.BAR0 else []
         send: list[int] = []
         areas: list[tuple[int, int, int]] = []
         room = self._negotiated.max_msg_fds if self._negotiated else 0

@@ -210,8 +210,7 @@ def test_write_multi() -> None:
 def test_io_fds() -> None:
     client = Client()
     assert client.call(6, struct.pack("<IIII", 16, 0, 0, 0)) == struct.pack("<IIII", 16, 0, 0, 0)
-    offers = [(0x1008, 4, 20), (0x1010, 4, 21), (0x1018, 4, 20)]
-    client.engine.region_io_fds = lambda: offers  # type: ignore[attr-defined]
+    client.engine.io_fds = [(0x1008, 4, 20), (0x1010, 4, 21), (0x1018, 4, 20)]
     body, fds = client.call_for_fds(6, struct.pack("<IIII", 16, 0, 0, 0))
     assert (body, fds) == (struct.pack("<IIII", 136, 0, 0, 3), ())
     body, fds = client.call_for_fds(6, struct.pack("<IIII", 4096, 0, 0, 0))
@@ -229,8 +228,7 @@ def test_io_fds() -> None:
 def test_io_fds_are_no_more_than_the_client_takes() -> None:
     client = Client(version=False)
     client.call(1, b"\0\0\0\0")
-    offers = [(0x1008, 4, 20), (0x1010, 4, 21), (0x1018, 4, 20)]
-    client.engine.region_io_fds = lambda: offers  # type: ignore[attr-defined]
+    client.engine.io_fds = [(0x1008, 4, 20), (0x1010, 4, 21), (0x1018, 4, 20)]
     body, fds = client.call_for_fds(6, struct.pack("<IIII", 4096, 0, 0, 0))
     assert fds == (20,)
     assert struct.unpack_from("<IIII", body)[3] == 2

@@ -19,6 +19,10 @@ class FakeEngine:
         self.maps: dict[int, tuple[int, int | None, int, int]] = {}
         self.vectors: dict[int, int] = {}
         self.signalled: list[int] = []
+        self.io_fds: list[tuple[int, int, int]] = []
+
+    def region_io_fds(self) -> list[tuple[int, int, int]]:
+        return self.io_fds
 
     def dma_map(self, iova: int, length: int, fd: int | None, offset: int, prot: int) -> None:
         for start, (size, *_) in self.maps.items():

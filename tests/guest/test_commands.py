@@ -65,7 +65,7 @@ def test_error_log(guest: Guest, controller: str) -> None:
 @pytest.mark.parametrize("feature", [1, 2, 4, 5, 6, 7, 8, 9, 10, 11])
 def test_features(guest: Guest, controller: str, feature: int) -> None:
     for select in (0, 1, 3):  # current, default, supported capabilities
-        guest.check(f"nvme get-feature {controller} -f {feature} -s {select}")
+        guest.check(f"nvme get-feature {controller} -n 1 -f {feature} -s {select}")
 
 
 def test_list_subsystems(guest: Guest, controller: str) -> None:
@@ -75,7 +75,7 @@ def test_list_subsystems(guest: Guest, controller: str) -> None:
 
 
 def test_logs_and_lists(guest: Guest, controller: str, device: str) -> None:
-    for command in ("fw-log", "effects-log", "changed-ns-list-log", "list-ns", "list-ctrl"):
+    for command in ("fw-log", "effects-log -c 0", "changed-ns-list-log", "list-ns"):
         guest.check(f"nvme {command} {controller}")
     for command in ("ns-descs", "get-ns-id", "flush", "verify -s 0 -c 7"):
         name, _, options = command.partition(" ")

@@ -40,15 +40,15 @@ def test_large_and_odd_transfers_verify(guest: Guest, nsid: int) -> None:
 def test_discarded_blocks_read_back_as_zeros(guest: Guest, nsid: int) -> None:
     device = find_namespace(guest, "shadow", nsid)
     guest.check(
-        f"tr '\\0' '\\377' </dev/zero | head -c 4M >/tmp/ones;"
-        f" dd if=/tmp/ones of={device} bs=1M oflag=direct conv=fsync;"
+        f"yes x | head -c 4194304 >/tmp/pattern;"
+        f" dd if=/tmp/pattern of={device} bs=1M oflag=direct conv=fsync;"
         f" blkdiscard -o 1048576 -l 1048576 {device}"
     )
     middle = guest.check(
         f"dd if={device} bs=1M skip=1 count=1 iflag=direct 2>/dev/null | tr -d '\\0' | wc -c"
     )
     around = guest.check(
-        f"dd if={device} bs=1M count=1 iflag=direct 2>/dev/null | tr -d '\\377' | wc -c"
+        f"dd if={device} bs=1M count=1 iflag=direct 2>/dev/null | tr -d 'x\\n' | wc -c"
     )
     assert int(middle) == 0
     assert int(around) == 0

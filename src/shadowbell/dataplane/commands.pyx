@@ -302,9 +302,9 @@ cdef bint prepare(ThreadState *thread, Request *request) noexcept nogil:
         done = <uint64_t> request.index * BOUNCE_SIZE
         request.block.offset = (request.lba << request.ns.lba_shift) + done
         request.block.length = min(request.data_length - done, <uint64_t> BOUNCE_SIZE)
-    request.iov[MAX_IOVECS - 1].iov_base = request.scratch
-    request.iov[MAX_IOVECS - 1].iov_len = request.block.length
-    request.block.iov = &request.iov[MAX_IOVECS - 1]
+    request.iov[MAX_IOVECS].iov_base = request.scratch
+    request.iov[MAX_IOVECS].iov_len = request.block.length
+    request.block.iov = &request.iov[MAX_IOVECS]
     request.block.niov = 1
     return True
 

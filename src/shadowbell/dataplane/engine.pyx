@@ -13,6 +13,7 @@ from posix.unistd cimport close
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 import contextlib
+import fcntl
 import itertools
 import os
 from collections import deque
@@ -41,7 +42,9 @@ from shadowbell.dataplane.layout cimport (
     CQE_SIZE,
     DMA_READ_ACCESS,
     DMA_WRITE_ACCESS,
+    EVENT_BUS_ERROR,
     EVENT_INVALID_VALUE,
+    EVENT_RING,
     HISTOGRAM_BUCKETS,
     MAX_ENTRIES,
     MAX_IOVECS,
@@ -122,8 +125,12 @@ cdef class Engine:
             raise MemoryError
         self.state.counters = <Counters *> calloc(MAX_QUEUES, sizeof(Counters))
         self.notify_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        self.doorbell_fd = os.memfd_create("shadowbell-doorbells", os.MFD_CLOEXEC)
+        self.doorbell_fd = os.memfd_create(
+            "shadowbell-doorbells", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.doorbell_fd, DOORBELL_BASE + PAGE_SIZE)
+        # The client gets this descriptor: it must not take the page from under us.
+        fcntl.fcntl(self.doorbell_fd, fcntl.F_ADD_SEALS,
+                    fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         cdef void *page = mmap(
             NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, self.doorbell_fd,
             DOORBELL_BASE)
@@ -410,16 +417,26 @@ cdef class Engine:
             self.rebind()
 
     def create_sq(self, int qid, uint64_t iova, uint32_t entries, int cqid):
+        if (cqid, True) not in self.places:
+            raise ValueError(f"no completion queue {cqid}")
         with self.paused():
             self.new_sq(qid, iova, entries, self.state.cqs[cqid])
             self.state.sqs[qid].thread = self.state.cqs[cqid].thread
             self.rebind()
 
     def delete_sq(self, int qid):
+        if (qid, False) not in self.places:
+            raise ValueError(f"no submission queue {qid}")
         with self.paused():
             self.drop_sq(qid)
 
     def delete_cq(self, int qid):
+        cdef uint32_t i
+        if (qid, True) not in self.places:
+            raise ValueError(f"no completion queue {qid}")
+        for i in range(self.state.max_queues + 1):
+            if self.state.sqs[i] != NULL and self.state.sqs[i].cq == self.state.cqs[qid]:
+                raise ValueError(f"submission queue {i} uses completion queue {qid}")
         with self.paused():
             self.drop_cq(qid)
 
@@ -460,8 +477,8 @@ cdef class Engine:
         cdef SubmissionQueue *sq
         if not 0 <= qid <= self.state.max_queues or not 2 <= entries <= MAX_ENTRIES:
             raise ValueError("no such submission queue can be")
-        if self.state.sqs[qid] != NULL or cq == NULL:
-            raise ValueError("the submission queue exists, or its completion queue doesn't")
+        if self.state.sqs[qid] != NULL:
+            raise ValueError("the submission queue exists")
         sq = <SubmissionQueue *> calloc(1, sizeof(SubmissionQueue))
         if sq == NULL:
             raise MemoryError
@@ -663,6 +680,8 @@ cdef class Engine:
         self.backends[nsid] = backend
 
     def detach_namespace(self, int nsid):
+        if nsid not in self.backends:
+            raise ValueError(f"namespace {nsid} isn't attached")
         with self.paused():
             free(self.state.namespaces[nsid - 1])
             self.state.namespaces[nsid - 1] = NULL
@@ -676,16 +695,22 @@ cdef class Engine:
     # --- what happened ----------------------------------------------------------------------------------
 
     def take_events(self):
+        cdef EventRecord records[EVENT_RING]
         cdef EventRecord *record
-        events = []
+        cdef uint32_t i, count
+        # Copied first: nothing of Python's runs while an IOThread may wait for the lock.
         lock_events(self.state)
-        for i in range(self.state.event_count):
-            record = &self.state.events[i]
-            events.append(Event(EVENT_KINDS[record.kind], record.qid, record.cid, record.status,
-                                record.nsid, record.lba))
+        count = self.state.event_count
+        memcpy(records, self.state.events, count * sizeof(EventRecord))
         self.state.event_count = 0
         unlock_events(self.state)
-        return [event for event in events if event.kind != "bus-error" or self.memory.bus_error()]
+        events = []
+        for i in range(count):
+            record = &records[i]
+            if record.kind != EVENT_BUS_ERROR or self.memory.bus_error():
+                events.append(Event(EVENT_KINDS[record.kind], record.qid, record.cid,
+                                    record.status, record.nsid, record.lba))
+        return events
 
     def ledger(self):
         return [

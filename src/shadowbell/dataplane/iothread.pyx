@@ -1,12 +1,9 @@
 """An IOThread: one loop that serves queue pairs, and the one place where they wait.
 
 A round: take an operation of the control plane's, reap the ring, serve the polled queues, submit
-once, raise each completion queue's interrupt at most once. When nothing has moved for the polling
-window, every queue is armed (doorbells.pxd) and the thread sleeps in its ring, where storage
+once, raise each completion queue's interrupt at most once. When nothing has moved for a while
+(pacing.pxd), every queue is armed (doorbells.pxd) and the thread sleeps in its ring, where storage
 completions, the clients' sockets and kicks all arrive.
-
-The polling window adapts as QEMU's poll-max-ns does: it doubles when polling on would have caught
-what ended a sleep, and halves, down to none, when it wouldn't.
 """
 
 from libc.errno cimport errno
@@ -99,6 +96,14 @@ from shadowbell.dataplane.layout cimport (
     ThreadState,
 )
 from shadowbell.dataplane.live cimport count_live
+from shadowbell.dataplane.pacing cimport (
+    LONG_SLEEP_NS,
+    NAP_GAP_NS,
+    in_ticks,
+    learn_gap,
+    nap_ns,
+    worth_polling,
+)
 from shadowbell.dataplane.queues cimport completion_room, serve
 
 from shadowbell.errors import UserError
@@ -109,6 +114,11 @@ cdef extern from "<sys/eventfd.h>":
         EFD_CLOEXEC
         EFD_NONBLOCK
     int eventfd(unsigned initial, int flags)
+
+cdef extern from "<sys/prctl.h>":
+    enum:
+        PR_SET_TIMERSLACK
+    int prctl(int option, unsigned long value)
 
 # What a completion's user_data points to is told by its low bits.
 cdef enum Tag:
@@ -124,20 +134,31 @@ cdef enum:
     REAP = 64
     # A queue that found nothing for so long is armed and no longer polled, though the thread goes on.
     IDLE_QUEUE_NS = 500000
-    # Mapped doorbells can't wake anybody: the thread looks again after an eighth of the time that
-    # nothing came, within these bounds.
-    NAP_SHORTEST_NS = 50000
-    NAP_LONGEST_NS = 8000000
-    FIRST_WINDOW_NS = 4000
+
+
+cdef void read_clocks(uint64_t *ns, uint64_t *counter):
+    """Read both clocks at the same moment: of some tries, the one least torn apart."""
+    cdef uint64_t before, now, after, best = ~(<uint64_t> 0)
+    for _ in range(10):
+        before = ticks()
+        now = clock_ns()
+        after = ticks()
+        if after - before < best:
+            best = after - before
+            ns[0] = now
+            counter[0] = before + (after - before) // 2
 
 
 cdef uint64_t measure_ns_factor():
     """Nanoseconds per tick, times 2**20."""
-    cdef uint64_t ns = clock_ns(), start = ticks()
+    cdef uint64_t ns, start, later_ns, later
+    read_clocks(&ns, &start)
     time.sleep(0.002)
-    return ((clock_ns() - ns) << 20) // max(ticks() - start, <uint64_t> 1)
+    read_clocks(&later_ns, &later)
+    return ((later_ns - ns) << 20) // max(later - start, <uint64_t> 1)
 
 cdef uint64_t ns_factor = measure_ns_factor()
+cdef uint64_t tick_factor = (<uint64_t> 1 << 40) // ns_factor
 
 
 cdef class IOThread:
@@ -160,8 +181,9 @@ cdef class IOThread:
         if state.kick_fd < 0 or state.done_fd < 0:
             raise OSError(errno, "can't make an eventfd")
         state.ns_factor = ns_factor
-        state.poll_max = ns_to_ticks(state, <uint64_t> (poll_max_us * 1000))
-        state.wake_cost = ns_to_ticks(state, NAP_SHORTEST_NS)
+        state.tick_factor = tick_factor
+        state.poll_max = in_ticks(state, <uint64_t> (poll_max_us * 1000))
+        state.gap = in_ticks(state, 2 * NAP_GAP_NS)
         state.waiting_tail = &state.waiting
         state.requests = <Request *> take(MAX_REQUESTS * sizeof(Request))
         state.free_requests = <Request **> calloc(MAX_REQUESTS, sizeof(Request *))
@@ -229,6 +251,7 @@ cdef class IOThread:
             )
             self.started.set()
             return
+        prctl(PR_SET_TIMERSLACK, 1)  # naps are shorter than the usual slack of 50 us
         self.started.set()
         with nogil:
             run(state)
@@ -274,15 +297,11 @@ cdef int open_ring(ThreadState *state) noexcept:
     return error
 
 
-cdef uint64_t ns_to_ticks(ThreadState *thread, uint64_t ns) noexcept nogil:
-    return (ns << 20) // thread.ns_factor
-
-
 # --- the loop ---------------------------------------------------------------------------------------
 
 cdef void run(ThreadState *thread) noexcept nogil:
     cdef uint64_t last_work
-    cdef uint64_t idle_queue = ns_to_ticks(thread, IDLE_QUEUE_NS)
+    cdef uint64_t idle_queue = in_ticks(thread, IDLE_QUEUE_NS)
     cdef bint busy
     await_kick(thread)
     thread.now = last_work = ticks()
@@ -313,14 +332,12 @@ cdef void run(ThreadState *thread) noexcept nogil:
         if thread.bus_errors_seen != load32(bus_error_count):
             tell_bus_error(thread)
         if busy:
+            learn_gap(thread, gap_until(thread, last_work))
             last_work = thread.now
-        elif thread.now - last_work < (
-                thread.poll_max if thread.mapped_count else thread.poll_window):
+        elif worth_polling(thread, thread.now - last_work):
             relax()
         else:
-            sleep(thread, thread.now - last_work)
-            if thread.mapped_count == 0:
-                last_work = thread.now
+            rest(thread, last_work)
 
 
 cdef bint serve_active(ThreadState *thread, uint64_t idle_queue) noexcept nogil:
@@ -367,17 +384,19 @@ cdef void take_kicks(ThreadState *thread) noexcept nogil:
             activate(thread, thread.queues[i])
 
 
-cdef void sleep(ThreadState *thread, uint64_t idle) noexcept nogil:
-    """Arm every polled queue and wait for the ring; come back at once when one has work."""
-    cdef uint64_t start, nap
+cdef void rest(ThreadState *thread, uint64_t last_work) noexcept nogil:
+    """Nap, or arm every polled queue and sleep; come back at once when one has work."""
+    cdef uint64_t nap = 0
     cdef uint32_t i = 0
     cdef io_uring_cqe *cqe = NULL
     cdef __kernel_timespec timeout
+    if thread.active_count:
+        nap = nap_ns(thread, thread.now - last_work)
     store32(&thread.sleeping, 1)
     fence()
-    while i < thread.active_count:
-        if thread.active[i].engine.mapped or thread.free_count == 0:
-            i += 1  # a timer or a command's end will wake us
+    while nap == 0 and i < thread.active_count:
+        if thread.free_count == 0:
+            i += 1  # the end of a command will wake us
         elif settle(thread.active[i]):
             retire(thread, i)
         else:
@@ -386,35 +405,24 @@ cdef void sleep(ThreadState *thread, uint64_t idle) noexcept nogil:
     if load32(&thread.kicked) or load32(&thread.mailbox.posted) != thread.mailbox.done:
         store32(&thread.sleeping, 0)
         return
-    start = ticks()
-    if thread.mapped_count:
-        nap = min(max((idle * thread.ns_factor >> 20) >> 3, <uint64_t> NAP_SHORTEST_NS),
-                  <uint64_t> NAP_LONGEST_NS)
+    thread.rested_at = thread.now
+    if nap:
         timeout.tv_sec = 0
         timeout.tv_nsec = nap
         io_uring_submit_and_wait_timeout(&thread.block.ring, &cqe, 1, &timeout, NULL)
     else:
         io_uring_submit_and_wait(&thread.block.ring, 1)
     store32(&thread.sleeping, 0)
-    thread.now = ticks()
-    adapt_window(thread, thread.now - start)
 
 
-cdef void adapt_window(ThreadState *thread, uint64_t slept) noexcept nogil:
-    """Would polling on have caught what ended this sleep?
-
-    A sleep takes at least as long as waking up does, which on a virtual machine is longer than most
-    gaps between commands. So the shortest sleep of late counts as the price of waking, and only what
-    goes beyond it as the gap.
-    """
-    thread.wake_cost = min(thread.wake_cost + (thread.wake_cost >> 6) + 1, slept)
-    if thread.poll_window < thread.poll_max and slept - thread.wake_cost < thread.poll_max:
-        thread.poll_window = min(
-            max(thread.poll_window * 2, ns_to_ticks(thread, FIRST_WINDOW_NS)), thread.poll_max)
-    else:
-        thread.poll_window >>= 1
-        if thread.poll_window < ns_to_ticks(thread, FIRST_WINDOW_NS):
-            thread.poll_window = 0
+cdef uint64_t gap_until(ThreadState *thread, uint64_t last_work) noexcept nogil:
+    """The gap that this round's work ended, as pacing.pxd counts it."""
+    cdef uint64_t rested = thread.rested_at
+    if rested <= last_work:
+        return thread.now - last_work  # it was polled through
+    if thread.now - rested > in_ticks(thread, LONG_SLEEP_NS):
+        return min(thread.now - last_work, in_ticks(thread, 8 * NAP_GAP_NS))
+    return rested - last_work
 
 
 cdef void raise_interrupts(ThreadState *thread) noexcept nogil:

@@ -155,7 +155,7 @@ cdef struct Request:
     uint8_t step
     void *scratch              # a bounce buffer held for the command's life
     Request *next_waiting
-    iovec iov[MAX_IOVECS]
+    iovec iov[MAX_IOVECS + 1]      # the last is for scratch
 
 # --- a controller's I/O half --------------------------------------------------------------------
 
@@ -255,8 +255,9 @@ cdef struct ThreadState:
     uint64_t now                   # ticks, read once a round
     uint32_t finished_now          # commands that ended while they were being started
     uint64_t poll_max              # ticks
-    uint64_t poll_window
-    uint64_t wake_cost             # ticks: the shortest sleep of late
+    uint64_t tick_factor           # ticks = ns * tick_factor >> 20
+    uint64_t gap                   # ticks between pieces of work, averaged: pacing.pxd
+    uint64_t rested_at             # ticks: the last look before the last nap or sleep
     uint32_t mapped_count          # active queues whose doorbell page is mapped: nobody can wake us
     EngineState *pausing           # not to be fetched from: OP_PAUSE waits for its commands
     uint32_t bus_errors_seen

@@ -99,6 +99,7 @@ from shadowbell.dataplane.live cimport count_live
 from shadowbell.dataplane.pacing cimport (
     LONG_SLEEP_NS,
     NAP_GAP_NS,
+    idle_span,
     in_ticks,
     learn_gap,
     nap_ns,
@@ -133,7 +134,7 @@ cdef enum:
     RING_ENTRIES = 2048        # requests, sockets and a kick: submission never finds it full
     REAP = 64
     # A queue that found nothing for so long is armed and no longer polled, though the thread goes on.
-    IDLE_QUEUE_NS = 500000
+    IDLE_QUEUE_NS = 1000000
 
 
 cdef void read_clocks(uint64_t *ns, uint64_t *counter):
@@ -301,7 +302,7 @@ cdef int open_ring(ThreadState *state) noexcept:
 
 cdef void run(ThreadState *thread) noexcept nogil:
     cdef uint64_t last_work
-    cdef uint64_t idle_queue = in_ticks(thread, IDLE_QUEUE_NS)
+    cdef uint64_t shortest_idle = in_ticks(thread, IDLE_QUEUE_NS)
     cdef bint busy
     await_kick(thread)
     thread.now = last_work = ticks()
@@ -323,7 +324,7 @@ cdef void run(ThreadState *thread) noexcept nogil:
             busy = True
         if thread.waiting != NULL and retry_waiting(thread):
             busy = True
-        if serve_active(thread, idle_queue):
+        if serve_active(thread, max(shortest_idle, idle_span(thread))):
             busy = True
         if io_uring_sq_ready(&thread.block.ring):
             io_uring_submit(&thread.block.ring)

@@ -19,11 +19,11 @@ from shadowbell.dataplane.layout cimport ThreadState
 
 cdef enum:
     LONG_SLEEP_NS = 200000     # a sleep whose waking up doesn't matter any more
-    NAP_GAP_NS = 400000        # gaps beyond this are slept through
+    NAP_GAP_NS = 1000000       # gaps beyond this are slept through
     NAP_SPAN_NS = 100000       # nap for at least so long after the last work,
     NAP_GAPS = 4               # or for so many gaps
     NAP_SHORTEST_NS = 10000
-    NAP_LONGEST_NS = 50000
+    NAP_LONGEST_NS = 100000
     # A mapped doorbell can't wake anybody: the thread looks again after an eighth of the time that
     # nothing came, and never later than this.
     MAPPED_LONGEST_NS = 8000000
@@ -43,11 +43,16 @@ cdef inline bint worth_polling(ThreadState *thread, uint64_t idle) noexcept nogi
     return idle < thread.poll_max and (thread.gap < thread.poll_max or thread.mapped_count != 0)
 
 
+cdef inline uint64_t idle_span(ThreadState *thread) noexcept nogil:
+    """Ticks after which work is no longer expected soon."""
+    return max(thread.gap * NAP_GAPS, in_ticks(thread, NAP_SPAN_NS))
+
+
 cdef inline uint64_t nap_ns(ThreadState *thread, uint64_t idle) noexcept nogil:
     """How long to nap after idle ticks without work; 0: arm and sleep."""
     cdef uint64_t ns
-    if thread.poll_max and thread.gap < in_ticks(thread, NAP_GAP_NS) and idle < max(
-            thread.gap * NAP_GAPS, in_ticks(thread, NAP_SPAN_NS)):
+    if (thread.poll_max and thread.gap < in_ticks(thread, NAP_GAP_NS)
+            and idle < idle_span(thread)):
         ns = thread.gap * thread.ns_factor >> 23
         return min(max(ns, <uint64_t> NAP_SHORTEST_NS), <uint64_t> NAP_LONGEST_NS)
     if thread.mapped_count:

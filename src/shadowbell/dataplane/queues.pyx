@@ -52,7 +52,8 @@ cdef uint32_t serve(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
         count = min(count, room)
     if count == 0:
         return 0
-    sq.counters.shadow_finds += 1
+    if sq.tail_eventidx != NULL or sq.engine.mapped:
+        sq.counters.shadow_finds += 1
     sq.cq.reserved += count
     sq.inflight += count
     thread.finished_now = 0

@@ -15,7 +15,7 @@ from shadowbell.errors import UserError
 
 MAX_IO_QUEUES = 128
 MAX_IOTHREADS = 64
-MAX_NAMESPACES = 1024  # what one Active Namespace ID list (Identify CNS 02h) holds
+MAX_NAMESPACES = 256  # of a controller: NN in Identify Controller
 MAX_POLL_US = 1_000_000
 MAX_SIZE = 2**63 - 1  # off_t
 MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path less its NUL

@@ -104,7 +104,7 @@ class Attachment:
         the reset has waited for what was in flight.
         """
         self._try(self._engine.close_channel)
-        self._try(self._function.reset)
+        self._try(functools.partial(self._function.reset, power_loss=True))
         self._try(self._session.close)
         self._try(self._engine.dma_unmap_all)
         self._outbox.close_fds()

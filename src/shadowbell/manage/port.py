@@ -148,12 +148,13 @@ class Port:
         assert self._controller is not None
         client = self._attachment
         done = client.serve() if client is not None else True
-        self._controller.process()
+        more = self._controller.process()
         if client is None:
             return
         self._watch_output(client.has_reply_waiting)
         if done:
             client.resume()
+            self.wants_turn = more
         else:
             self.wants_turn = not client.has_reply_waiting
 

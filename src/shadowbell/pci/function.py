@@ -25,7 +25,7 @@ class Registers(Protocol):
 
     def read_register(self, offset: int, length: int) -> bytes: ...
     def write_register(self, offset: int, data: bytes) -> None: ...
-    def reset(self) -> None: ...
+    def reset(self, *, power_loss: bool = False) -> None: ...
 
 
 class Doorbells(Protocol):
@@ -97,11 +97,14 @@ class PciFunction:
         for at, size in _pages(offset, len(data)):
             self._write_page(at, data[at - offset : at - offset + size])
 
-    def reset(self) -> None:
-        """Function Level Reset: the controller's, and every register back to its first value."""
+    def reset(self, *, power_loss: bool = False) -> None:
+        """Function Level Reset: the controller's, and every register back to its first value.
+
+        power_loss: the client is gone, and with it what powered the device.
+        """
         self._config.reset()
         self._msix.reset()
-        self._controller.reset()
+        self._controller.reset(power_loss=power_loss)
 
     def _read_page(self, offset: int, count: int) -> bytes:
         if offset in pci.REGISTERS:

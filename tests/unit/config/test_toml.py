@@ -124,7 +124,7 @@ NULL = NamespaceConfig(kind="null", size=4096)
         ({"socket": ""}, "needs a socket"),
         ({"socket": "/" + "a" * 107}, "at most 107 bytes"),
         ({"namespaces": ()}, "at least one"),
-        ({"namespaces": (NULL,) * 1025}, "at most 1024"),
+        ({"namespaces": (NULL,) * 257}, "at most 256"),
         ({"serial": ""}, "bad serial"),
         ({"serial": "x" * 21}, "1 to 20"),
         ({"serial": "é"}, "ASCII"),

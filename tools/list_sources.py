@@ -1,4 +1,4 @@
-"""List the package's Python files, or with --extensions its Cython modules, for meson.build.
+"""List the package's Python files and Cython declarations, or with --extensions its Cython modules, for meson.build.
 
 One path a line, relative to the project's root.
 """
@@ -7,6 +7,6 @@ import sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
-suffixes = {".pyx"} if "--extensions" in sys.argv[1:] else {".py", ".pyi", ".typed"}
+suffixes = {".pyx"} if "--extensions" in sys.argv[1:] else {".py", ".pyi", ".pxd", ".typed"}
 files = [path for path in (root / "src").rglob("*") if path.suffix in suffixes]
 print("\n".join(sorted(str(path.relative_to(root)) for path in files)))

@@ -1,0 +1,323 @@
+"""Minutes of mixed, verified load with resets, queue deletions and disconnects (`make soak`).
+
+One server process serves a controller for each doorbell way, on memory and on a file. A thread for
+each drives it in rounds: attach, queues, loads, something bad, again. After every lap all clients
+leave, and the server must be as it was after the first: the same descriptors, mappings and live
+objects. At the end every block is read once more. Exits with 1 at the first thing that is wrong.
+
+    python tests/soak.py --minutes 10 [--seed N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from shadowbell.driver import (
+    DeviceGone,
+    Doorbells,
+    Host,
+    Load,
+    LoadSpec,
+    LoadStats,
+    QueuePair,
+    Verifier,
+    run_load,
+)
+from shadowbell.driver.load import Pattern
+
+LAP = 20.0
+SIZE = 64 << 20
+EVENTS = ("none", "none", "reset", "device reset", "delete", "disconnect")
+PATTERNS: tuple[Pattern, ...] = ("randrw", "randrw", "randread", "randwrite", "read", "write")
+
+
+class Wrong(Exception):
+    """The device did what it must not."""
+
+
+@dataclass
+class Target:
+    """A controller and what its blocks should hold."""
+
+    socket: Path
+    ways: tuple[Doorbells, ...]
+    verifier: Verifier | None = None
+    ios: int = 0
+    rounds: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What the server holds; equal at rest, lap after lap."""
+
+    descriptors: int
+    client_mappings: int
+    live: dict[str, int]
+
+
+def server(report: str, arguments: list[str]) -> int:
+    """Be the server: `shadowbell serve`, and live objects as JSON at SIGUSR2."""
+    from shadowbell.cli import main
+    from shadowbell.dataplane import live_objects
+
+    def tell(signum: int, frame: FrameType | None) -> None:
+        Path(report + ".new").write_text(json.dumps(live_objects()))
+        os.replace(report + ".new", report)
+
+    signal.signal(signal.SIGUSR2, tell)
+    return main(["serve", *arguments])
+
+
+class Served:
+    """The server process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._report = folder / "live.json"
+        with (folder / "disk.img").open("wb") as image:
+            image.truncate(SIZE)
+        controllers = (
+            ("memory.sock", f"memory:{SIZE}", ()),
+            ("file.sock", f"file:{folder}/disk.img,lba=4096", ()),
+            ("mapped.sock", f"memory:{SIZE}", ("--doorbells", "mapped", "--no-dbbuf")),
+        )
+        arguments: list[str] = []
+        for name, namespace, options in controllers:
+            arguments += ["--and"] if arguments else ["--iothreads", "2"]
+            arguments += [namespace, "--socket", str(folder / name), *options]
+        self.targets = [
+            Target(folder / "memory.sock", ("trap", "shadow", "shadow")),
+            Target(folder / "file.sock", ("trap", "shadow", "shadow")),
+            Target(folder / "mapped.sock", ("mapped",)),
+        ]
+        command = [sys.executable, __file__, "--server", str(self._report), *arguments]
+        self._log = (folder / "log").open("wb")
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        assert self.process.stdout is not None
+        while "QEMU arguments" not in (line := self.process.stdout.readline()):
+            if not line:
+                raise Wrong("the server doesn't start")
+        self.process.stdout.readline()
+
+    def inventory(self) -> Inventory:
+        """What it holds now."""
+        self._report.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR2)
+        end = time.monotonic() + 10
+        while not self._report.exists():
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise Wrong("the server doesn't answer")
+            time.sleep(0.02)
+        pid = self.process.pid
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        return Inventory(
+            len(os.listdir(f"/proc/{pid}/fd")),
+            maps.count("shadowbell-driver"),
+            json.loads(self._report.read_text()),
+        )
+
+    def resident(self) -> int:
+        """Resident MiB."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+    def stop(self) -> None:
+        """End it; its exit must be clean."""
+        self.process.send_signal(signal.SIGTERM)
+        if self.process.wait(30):
+            raise Wrong(f"the server ended with {self.process.returncode}")
+
+    def close(self) -> None:
+        """Leave nothing running; print the end of its log when it ended badly."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._log.close()
+        if self.process.returncode:
+            tail = Path(self._log.name).read_text(errors="replace")[-4000:]
+            print(f"the server's log ends:\n{tail}", file=sys.stderr)
+
+
+def check(stats: LoadStats, *, broken: bool) -> None:
+    """A load may lose commands only when something was taken away from under it."""
+    if stats.mismatches or stats.violations or stats.stalled or (not broken and not stats.clean):
+        raise Wrong(f"broken={broken}: {stats}")
+
+
+def one_round(target: Target, chance: random.Random) -> None:
+    """Attach, run loads, and have one event happen to them."""
+    host = Host.connect(target.socket, doorbells=chance.choice(target.ways), timeout=20)
+    event = chance.choice(EVENTS)
+    target.rounds[event] = target.rounds.get(event, 0) + 1
+    try:
+        namespace = host.namespaces[1]
+        if target.verifier is None:
+            target.verifier = Verifier(namespace.blocks, namespace.lba_size)
+        entries = [chance.choice((2, 3, 5, 17, 64, 128, 1024)) for _ in range(chance.randint(1, 3))]
+        queues = [host.create_queue_pair(n, interrupts=chance.random() < 0.7) for n in entries]
+        loads = []
+        for number, queue in enumerate(queues):
+            length = namespace.blocks // len(queues)
+            sizes = [s for s in (512, 4096, 8192, 65536, 262144) if s >= namespace.lba_size]
+            spec = LoadSpec(
+                pattern=chance.choice(PATTERNS),
+                block_size=chance.choice(sizes),
+                depth=min(chance.choice((1, 2, 8, 32, 64)), queue.ring.room),
+                first=number * length,
+                length=length,
+                seed=chance.getrandbits(60),
+                sleep=queue.completions.vector is not None,
+                write_percent=chance.choice((10, 50, 90)),
+            )
+            loads.append(Load(host, [queue], spec, verifier=target.verifier))
+        run_with_event(target, host, queues, loads, event, chance)
+        if event != "disconnect":
+            extra = host.create_queue_pair(8)
+            extra.flush(1)
+            host.delete_queue_pair(extra)
+    finally:
+        host.detach(shut_down=event == "none")
+
+
+def run_with_event(
+    target: Target,
+    host: Host,
+    queues: list[QueuePair],
+    loads: list[Load],
+    event: str,
+    chance: random.Random,
+) -> None:
+    """Run the loads, each in its thread, and check what came of them."""
+    found: list[LoadStats | None] = [None] * len(loads)
+    seconds = chance.uniform(0.2, 1.5)
+
+    def run(number: int) -> None:
+        found[number] = loads[number].run(seconds=seconds, stall=30)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(len(loads))]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds * chance.random())
+    if event in ("reset", "device reset"):
+        host.reset(device=event == "device reset")
+    elif event == "delete":
+        queues[0].ring.kill()
+        host.delete_queue_pair(queues[0])
+    elif event == "disconnect":
+        host.detach(shut_down=False)
+    for thread in threads:
+        thread.join()
+    for number, stats in enumerate(found):
+        if stats is None:
+            raise Wrong("a load failed, see above")
+        check(stats, broken=event not in ("none", "delete") or (event == "delete" and number == 0))
+        target.ios += stats.ios
+
+
+def lap(targets: Sequence[Target], seed: int, seconds: float) -> None:
+    """Drive every target for some seconds; raises what one of them raised."""
+    failures: list[BaseException] = []
+    end = time.monotonic() + seconds
+
+    def drive(target: Target, number: int) -> None:
+        chance = random.Random(f"{seed}/{number}")
+        try:
+            while time.monotonic() < end and not failures:
+                one_round(target, chance)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=drive, args=(target, n)) for n, target in enumerate(targets)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def at_rest(served: Served, before: Inventory | None) -> Inventory:
+    """The inventory once the server has taken note of every departure."""
+    end = time.monotonic() + 10
+    while True:
+        now = served.inventory()
+        gone = now.client_mappings == 0 and not now.live.get("channels") and not now.live["queues"]
+        if gone and (before is None or now == before):
+            return now
+        if time.monotonic() > end:
+            raise Wrong(f"leaked: {now} instead of {before}")
+        time.sleep(0.2)
+
+
+def verify_all(target: Target) -> None:
+    """Read every block once more."""
+    with Host.connect(target.socket, timeout=20) as host:
+        queue = host.create_queue_pair(64)
+        size = 131072
+        spec = LoadSpec(pattern="read", block_size=size, depth=8)
+        stats = run_load(host, [queue], spec, ios=SIZE // size, verifier=target.verifier)
+        check(stats, broken=False)
+
+
+def soak(minutes: float, seed: int) -> None:
+    """Run it all; raises Wrong."""
+    with tempfile.TemporaryDirectory(prefix="shadowbell-soak-") as folder:
+        served = Served(Path(folder))
+        try:
+            end = time.monotonic() + minutes * 60
+            before: Inventory | None = None
+            resident = number = 0
+            while time.monotonic() < end:
+                number += 1
+                lap(served.targets, seed * 1000 + number, LAP)
+                before = at_rest(served, before)
+                resident = resident or served.resident()
+                ios = sum(target.ios for target in served.targets)
+                print(f"lap {number}: {ios:,} I/Os, {served.resident()} MiB, {before}", flush=True)
+                if served.resident() > resident + 32 + SIZE * 2 // (1 << 20):
+                    raise Wrong(f"the server grew from {resident} to {served.resident()} MiB")
+            for target in served.targets:
+                verify_all(target)
+                print(f"{target.socket.name}: {target.ios:,} I/Os, rounds {target.rounds}")
+            at_rest(served, before)
+            served.stop()
+        finally:
+            served.close()
+
+
+def main() -> int:
+    """Parse the arguments and run."""
+    if sys.argv[1:2] == ["--server"]:
+        return server(sys.argv[2], sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    options = parser.parse_args()
+    print(f"soak of {options.minutes:g} minutes, seed {options.seed}", flush=True)
+    try:
+        soak(options.minutes, options.seed)
+    except (Wrong, TimeoutError, DeviceGone) as error:
+        print(f"soak: wrong: {error}", file=sys.stderr)
+        return 1
+    print("soak: nothing lost, nothing leaked")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""List the package's Python files and Cython declarations, or with --extensions its Cython modules, for meson.build.
+"""List the package's files for meson.build; with --extensions, the Cython modules to compile.
 
 One path a line, relative to the project's root.
 """

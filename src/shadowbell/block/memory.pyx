@@ -40,13 +40,14 @@ cdef enum:
 cdef class MemoryBackend(Backend):
     """``size`` bytes of anonymous memory, taken page by page as they are written."""
 
-    def __init__(self, size):
+    def __init__(self, size, *, read_only=False):
         cdef void *memory = mmap(
             NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
         )
         if memory == MAP_FAILED:
             raise OSError(errno, "can't reserve the memory")
         self.kind = "memory"
+        self.read_only = read_only
         self.supports_discard = True
         self.state.memory = <uint8_t *> memory
         self.state.size = size

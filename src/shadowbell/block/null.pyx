@@ -11,8 +11,9 @@ from shadowbell.block.backend cimport (
 cdef class NullBackend(Backend):
     """For measuring all that isn't storage."""
 
-    def __init__(self, size):
+    def __init__(self, size, *, read_only=False):
         self.kind = "null"
+        self.read_only = read_only
         self.supports_discard = True
         self.state.size = size
         self.state.submit = null_submit

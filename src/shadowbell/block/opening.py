@@ -34,7 +34,8 @@ def open_backend(
         raise UserError(f"a {kind} namespace needs a size, for example {kind}:1G")
     _check_size(f"{kind} namespace", size, lba)
     try:
-        return MemoryBackend(size) if kind == "memory" else NullBackend(size)
+        made = MemoryBackend if kind == "memory" else NullBackend
+        return made(size, read_only=read_only)
     except (OSError, OverflowError) as error:
         raise UserError(f"can't reserve {size} bytes of memory for a disk: {error}") from error
 

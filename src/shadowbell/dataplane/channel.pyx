@@ -12,6 +12,7 @@ from libc.string cimport memcpy, memmove
 
 from shadowbell.dataplane.doorbells cimport take_register
 from shadowbell.dataplane.events cimport push_event, signal_fd
+from shadowbell.dataplane.includes.cpu cimport fence
 from shadowbell.dataplane.kick cimport ring_queue
 from shadowbell.dataplane.layout cimport (
     CHANNEL_BUFFER,
@@ -30,10 +31,14 @@ from shadowbell.dataplane.layout cimport (
 cdef extern from *:
     """
     #include <sys/socket.h>
+    #include <errno.h>
     #include <string.h>
+    #include <unistd.h>
 
     /* recvmsg with room for descriptors; their number goes to *count. MSG_CTRUNC counts as an
-       error: a descriptor was lost, and the messages no longer say what the client meant. */
+       error: a descriptor was lost, and the messages no longer say what the client meant. The
+       control buffer ends with the last descriptor we have room for: CMSG_SPACE would pad it, and
+       the kernel uses the padding for one more. */
     static ssize_t sb_receive(int fd, void *to, size_t room, int *fds, unsigned max_fds,
                               uint32_t *count)
     {
@@ -43,7 +48,7 @@ cdef extern from *:
         message.msg_iov = &piece;
         message.msg_iovlen = 1;
         message.msg_control = control.bytes;
-        message.msg_controllen = CMSG_SPACE(sizeof(int) * max_fds);
+        message.msg_controllen = CMSG_LEN(sizeof(int) * max_fds);
         ssize_t n = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
         *count = 0;
         if (n <= 0)
@@ -54,6 +59,12 @@ cdef extern from *:
             unsigned n_fds = (unsigned)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
             memcpy(fds + *count, CMSG_DATA(c), n_fds * sizeof(int));
             *count += n_fds;
+        }
+        if (message.msg_flags & MSG_CTRUNC) {
+            while (*count)
+                close(fds[--*count]);
+            errno = EMSGSIZE;
+            return -1;
         }
         return n;
     }
@@ -114,7 +125,9 @@ cdef int take_doorbells(ThreadState *current, Channel *channel, uint32_t *size) 
             return PARSED_MESSAGE
         memcpy(&message, channel.buffer + channel.start, DOORBELL_MESSAGE)
         if not (message.region == BAR0 and message.count == 4 and message.offset & 3 == 0
-                and message.offset - DOORBELL_BASE < PAGE_SIZE and channel.fd_count == 0):
+                and message.offset - DOORBELL_BASE < PAGE_SIZE
+                and (channel.fd_count == 0
+                     or channel.fd_mark > channel.start + DOORBELL_MESSAGE)):
             return PARSED_MESSAGE
         if not header.flags & FLAG_NO_REPLY and not reply(channel, &message):
             return PARSED_BROKEN
@@ -134,9 +147,13 @@ cdef int receive(Channel *channel) noexcept nogil:
     """Read what the socket holds: 1 something came, 0 nothing is there, -1 the stream ended.
 
     Descriptors end a read in the kernel, so they belong to the message that holds its last byte.
-    Nothing more is read before all whole messages are taken, so there is one such message at most.
+    Nothing more is read before all whole messages are taken, and of a message that has descriptors
+    only its rest, so there is one such message at most.
     """
     cdef ssize_t count
+    cdef Header header
+    cdef uint32_t left = channel.end - channel.start
+    cdef uint32_t most
     if channel.start == channel.end:
         channel.start = channel.end = 0
     elif channel.end > CHANNEL_BUFFER // 2:
@@ -147,12 +164,17 @@ cdef int receive(Channel *channel) noexcept nogil:
         channel.start = 0
     if channel.end == CHANNEL_BUFFER:
         return 0
+    most = CHANNEL_BUFFER - channel.end
+    if channel.fd_count:
+        header.size = HEADER_SIZE
+        if left >= HEADER_SIZE:
+            memcpy(&header, channel.buffer + channel.start, HEADER_SIZE)
+        most = min(most, header.size - left)
     cdef uint32_t fds = 0
     cdef uint32_t room = CHANNEL_FDS - channel.fd_count
     while True:
-        count = sb_receive(channel.fd, channel.buffer + channel.end,
-                           CHANNEL_BUFFER - channel.end, channel.fds + channel.fd_count, room,
-                           &fds)
+        count = sb_receive(channel.fd, channel.buffer + channel.end, most,
+                           channel.fds + channel.fd_count, room, &fds)
         if count >= 0 or errno != EINTR:
             break
     if count > 0:
@@ -189,6 +211,7 @@ cdef void doorbell_written(ThreadState *current, EngineState *engine, uint64_t o
             return
         take_register(cq.head_doorbell, cq.head_eventidx != NULL, &cq.stored, &cq.host_stores,
                       value)
+        fence()  # whoever stalls sets it, then reads the head again; one of us sees the other's
         if cq.stalled:
             if qid == 0:
                 signal_fd(engine.notify_fd)

@@ -111,9 +111,9 @@ cdef class Engine:
     cdef readonly int doorbell_fd
 
     def __cinit__(self, iothreads, *, int max_queues, bint mapped):
+        self.notify_fd = self.doorbell_fd = -1
         if not 1 <= max_queues < MAX_QUEUES:
             raise ValueError(f"max_queues must be 1 to {MAX_QUEUES - 1}")
-        self.notify_fd = self.doorbell_fd = -1
         self.threads = list(iothreads)
         self.home = next(_turn) % len(self.threads)
         self.backends = {}
@@ -214,8 +214,13 @@ cdef class Engine:
         channel.engine = self.state
         channel.thread = &thread.state
         self.state.channel = channel
+        try:
+            thread.post(OP_CHANNEL_OPEN, self.state)
+        except BaseException:
+            self.state.channel = NULL
+            free(channel)
+            raise
         count_live(b"channels", 1)
-        thread.post(OP_CHANNEL_OPEN, self.state)
 
     def next_message(self):
         cdef Channel *channel = self.state.channel

@@ -56,8 +56,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     for name, own in controllers.items():
         arguments += ["--and"] if arguments else []
         arguments += ["--socket", "{folder}/" + name, "--serial", name, *own]
-    # An emulated guest takes a millisecond between batches: the default would sleep in between.
-    with Served(["--poll-max-us", "2000", *arguments]) as server:
+    with Served(arguments) as server:
         yield server
         server.check_alive()
 

@@ -17,7 +17,10 @@ def test_ext4_outlives_reboot_and_restart(tmp_path: Path) -> None:
         with Guest([disk(served.socket("disk"))], kernel="6.1") as guest:
             assert guest.kernel_release.startswith("6.1.")
             guest.check(f"mkfs.ext4 -q {DEVICE} && mount {DEVICE} /mnt")
-            guest.check("cp -r /bin /usr /mnt && dd if=/dev/urandom of=/mnt/noise bs=1M count=8")
+            guest.check(
+                "cp -r /usr/sbin /init /mnt && dd if=/dev/urandom of=/mnt/noise bs=1M count=4"
+            )
+            guest.check("mkdir /mnt/many && for i in $(seq 300); do echo $i >/mnt/many/$i; done")
             written = guest.check(CHECKSUM)
             guest.check(f"umount /mnt && fsck.ext4 -f -n {DEVICE}")
 

@@ -42,8 +42,9 @@ qemu: .venv/.build
 guest: qemu
 	@$(PYTHON_VENV) tools/build_guest.py
 
-soak: build .venv/.dev
-	@$(PYTHON_VENV) -m pytest -m soak
+MINUTES ?= 10
+soak: build
+	@$(PYTHON_VENV) tests/soak.py --minutes $(MINUTES)
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis

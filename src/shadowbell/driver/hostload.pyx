@@ -4,6 +4,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
+from posix.time cimport timespec
 from posix.unistd cimport usleep
 
 from shadowbell.driver.hostqueue cimport (
@@ -11,7 +12,6 @@ from shadowbell.driver.hostqueue cimport (
     CompletionRing,
     SubmissionRing,
     drain_irq,
-    poll,
     pollfd,
 )
 from shadowbell.driver.hostring cimport (
@@ -39,7 +39,11 @@ cdef extern from * nogil:
     uint64_t sb_scale(uint64_t, uint64_t) noexcept
     int sb_top_bit(uint64_t) noexcept
 
+cdef extern from "<poll.h>" nogil:
+    int ppoll(pollfd *, unsigned long, const timespec *, const void *)
+
 cdef enum:
+    SHORTEST_SLEEP_NS = 2000       # less is over before the timer is set
     SUB_BITS = 6                   # 64 buckets an octave: 1.6 % wide
     BUCKETS = 3776                 # (64 - SUB_BITS + 1) << SUB_BITS
     MAX_RINGS = 128
@@ -229,6 +233,7 @@ ctypedef struct Load:
     Lane *by_qid[256]
     uint32_t n_lanes
     uint32_t n_cqs
+    uint64_t depth                 # commands in flight at most, of all lanes
     # the pattern
     uint64_t random
     uint64_t cursor
@@ -239,6 +244,9 @@ ctypedef struct Load:
     uint32_t sequential
     uint32_t sleep                 # on interrupts
     uint64_t spin                  # ticks to poll before sleeping
+    uint64_t interval              # ticks from one start to the next, 0: as fast as possible
+    uint64_t due                   # when the next may start
+    uint64_t arrears               # ticks of delay that are made up for by a burst
     uint8_t *owned                 # by unit, when verifying: an I/O is on it
     # limits
     uint64_t limit                 # I/Os, 0: none
@@ -269,6 +277,7 @@ cdef inline void start(Load *load, Lane *lane, Verifier check, uint64_t now) noe
     cdef Command *command
     cdef uint8_t *place
     cdef uint64_t unit, lba
+    load.due += load.interval
     lane.n_ready -= 1
     cid = lane.ready[lane.n_ready]
     command = &lane.commands[cid]
@@ -353,11 +362,24 @@ cdef void rest(Load *load, uint64_t now) noexcept nogil:
     # Nothing moved. An eventfd keeps what was raised since the look into the queues, so there is
     # no gap between that look and this sleep; the slice is for stop() and kill().
     cdef uint32_t i
-    if not load.sleep or now - load.progress < load.spin:
+    cdef uint64_t wait
+    cdef timespec pause
+    if not load.sleep or (load.running and now - load.progress < load.spin):
         sb_pause()
         return
+    wait = 20000000
+    if load.interval and not load.stop:
+        if load.due <= now:
+            wait = 20000000 if load.running >= load.depth else 0
+        else:
+            wait = min(wait, <uint64_t>(<double>(load.due - now) * nanoseconds_per_tick))
+    if wait < SHORTEST_SLEEP_NS:
+        sb_pause()
+        return
+    pause.tv_sec = 0
+    pause.tv_nsec = <long>wait
     load.sleeps += 1
-    if poll(load.vectors, load.n_cqs, 20) > 0:
+    if ppoll(load.vectors, load.n_cqs, &pause, NULL) > 0:
         for i in range(load.n_cqs):
             if load.vectors[i].revents:
                 drain_irq(load.cqs[i])
@@ -393,11 +415,14 @@ cdef void turn(Load *load, Verifier check) noexcept nogil:
             load.progress = now
         if load.deadline and now >= load.deadline:
             load.stop = 1
+        if load.interval and now > load.due + load.arrears:
+            load.due = now - load.arrears
         for i in range(load.n_lanes):
             lane = &load.lanes[i]
             begun = lane.sq.tail
             while (not load.stop and lane.n_ready
-                   and (load.limit == 0 or load.issued < load.limit)):
+                   and (load.limit == 0 or load.issued < load.limit)
+                   and load.due <= now):
                 start(load, lane, check, now)
             if lane.sq.tail != begun:
                 ring_doorbell(&lane.sq.db, lane.sq.tail)
@@ -420,7 +445,9 @@ cdef class LoadLoop:
     """One thread's load over queues of one controller; made once, run once.
 
     ``rings``: the submission queues. ``slots``: for each, a list of (data address, PRP1, PRP2),
-    one for every command to keep in flight. The data of a slot holds ``blocks`` LBAs.
+    one for every command to keep in flight. The data of a slot holds ``blocks`` LBAs. ``rate``
+    (commands a second, 0: none) paces the starts; what the device held up is made up for by at
+    most one burst of all slots.
     """
 
     cdef Load *load
@@ -435,7 +462,7 @@ cdef class LoadLoop:
 
     def __init__(self, list rings, list slots, *, uint32_t nsid, uint64_t first, uint64_t units,
                  uint64_t blocks, uint32_t writes, bint sequential, uint64_t seed,
-                 Verifier check=None, bint sleep=False, double spin=0.0):
+                 Verifier check=None, bint sleep=False, double spin=0.0, double rate=0.0):
         cdef Load *load = self.load
         cdef uint32_t number = 0
         cdef SubmissionRing ring
@@ -454,6 +481,12 @@ cdef class LoadLoop:
         load.writes, load.sequential, load.random = writes, sequential, mix(seed | 1) | 1
         load.sleep = sleep
         load.spin = <uint64_t>(spin * 1e9 / tick_nanoseconds())
+        load.depth = depth
+        if rate:
+            if rate < 1:
+                raise ValueError("a load starts at least one I/O a second")
+            load.interval = max(1, <uint64_t>(1e9 / tick_nanoseconds() / rate))
+            load.arrears = load.interval * load.depth
         load.first_mismatch = -1
         if check is not None:
             load.owned = <uint8_t *>calloc(units, 1)
@@ -528,6 +561,7 @@ cdef class LoadLoop:
         load.deadline = begin + <uint64_t>(seconds * 1e9 / tick) if seconds > 0 else 0
         load.stall = <uint64_t>(stall * 1e9 / tick)
         load.progress = begin
+        load.due = begin if load.interval else 0
         before = self.counts()
         self.enter(1)
         try:

@@ -24,7 +24,8 @@ class LoadSpec:
     """What a load does. Sizes in bytes; ``write_percent`` is for ``randrw`` only.
 
     ``first`` and ``length`` (in blocks, None: to the end) bound the range. ``sleep`` waits for
-    interrupts instead of polling, after ``spin`` seconds without a completion.
+    interrupts instead of polling, after ``spin`` seconds without a completion. ``rate``: I/Os to
+    start a second, evenly spaced (0: as many as ``depth`` allows).
     """
 
     pattern: Pattern = "randread"
@@ -37,6 +38,7 @@ class LoadSpec:
     seed: int = 1
     sleep: bool = False
     spin: float = 0.0
+    rate: float = 0.0
 
     @property
     def writes(self) -> int:
@@ -176,6 +178,7 @@ class Load:
                 check=verifier,
                 sleep=spec.sleep,
                 spin=spec.spin,
+                rate=spec.rate,
             )
         except BaseException:
             self._free()

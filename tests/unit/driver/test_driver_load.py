@@ -142,6 +142,18 @@ def test_ranges_too_small_are_refused(device: FakeDevice) -> None:
         loop(device, 0, Verifier(8, LBA))
 
 
+def test_a_rate_spaces_the_starts(device: FakeDevice) -> None:
+    stats = LoadStats.of(loop(device, 0, None, rate=1000.0).run(limit=200, stall=1), 1024)
+    assert stats.clean
+    assert stats.ios == 200
+    assert 0.19 < stats.seconds < 1
+
+
+def test_a_rate_below_one_is_refused(device: FakeDevice) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        loop(device, 0, None, rate=0.5)
+
+
 def test_histogram_buckets_are_within_two_percent() -> None:
     for value in [0, 1, 63, 64, 65, 127, 128, 1000, 123456, 1 << 40, (1 << 64) - 1]:
         floor = histogram_floor(histogram_bucket(value))

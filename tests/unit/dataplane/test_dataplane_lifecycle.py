@@ -124,7 +124,7 @@ def test_an_engine_needs_running_threads() -> None:
 
 
 def test_pausing_under_load_loses_nothing() -> None:
-    """Two IOThreads, three engines, each with two queues, and maps that come and go all the time."""
+    """Two IOThreads, three engines with two queues each, and maps that come and go."""
     with running(2) as threads:
         hosts = [Host(threads, size=32 * MIB) for _ in range(3)]
         backend = open_backend("memory", path=None, size=4 * MIB, lba=512, read_only=False)

@@ -19,8 +19,10 @@ REGION_INFO: Final = struct.Struct("<IIIIQQ")  # argsz, flags, index, cap_offset
 IRQ_INFO: Final = struct.Struct("<IIII")  # argsz, flags, index, count
 SET_IRQS: Final = struct.Struct("<IIIII")  # argsz, flags, index, start, count
 IO_FDS: Final = struct.Struct("<IIII")  # argsz, flags, index, count
-# offset, size, fd index, type, flags, shadow fd index, two type-specific words
-IO_FD_ENTRY: Final = struct.Struct("<QQIIIIQQ")
+IO_FD_ENTRY: Final = struct.Struct("<QQIII")  # offset, size, fd index, type, flags, ...
+# An entry goes on with padding and datamatch in the specification, and with a shadow offset too in
+# libvfio-user since it knows shadow ioeventfds.
+IO_FD_STRIDES: Final = (40, 48)
 
 CAPABILITY: Final = struct.Struct("<HHI")  # id, version, offset of the next one
 SPARSE_MMAP: Final = struct.Struct("<II")  # areas, reserved
@@ -210,13 +212,17 @@ def decode_io_fds(payload: bytes, fds: int) -> list[IoEventfd]:
     """
     if len(payload) < IO_FDS.size:
         raise WireError("the server's io fds are too short")
-    count = IO_FDS.unpack_from(payload)[3]
-    if IO_FDS.size + count * IO_FD_ENTRY.size > len(payload):
-        return []  # an answer about the argsz to ask with, not a list
+    argsz, _, _, count = IO_FDS.unpack_from(payload)
+    length = len(payload) - IO_FDS.size
+    if not count or not length:
+        return []  # at most an answer about the argsz to ask with
+    stride = length // count
+    if stride not in IO_FD_STRIDES or length % count or argsz < len(payload):
+        raise WireError(f"the server's {count} io fds have {length} bytes")
     entries = []
     for number in range(count):
-        entry = IO_FD_ENTRY.unpack_from(payload, IO_FDS.size + number * IO_FD_ENTRY.size)
-        offset, size, fd_index, kind, flags = entry[:5]
+        entry = IO_FD_ENTRY.unpack_from(payload, IO_FDS.size + number * stride)
+        offset, size, fd_index, kind, flags = entry
         if kind != IO_FD_TYPE_IOEVENTFD:
             continue
         if fd_index >= fds:

@@ -90,14 +90,22 @@ def test_garbage_is_refused_or_read(payload: bytes) -> None:
             decode(payload)
 
 
-def io_fds(*entries: tuple[int, int, int, int]) -> bytes:
-    packed = [struct.pack("<QQIIIIQQ", *entry, 0, 0, 0, 0) for entry in entries]
-    return struct.pack("<IIII", 16 + 48 * len(entries), 0, 0, len(entries)) + b"".join(packed)
+def io_fds(*entries: tuple[int, int, int, int], stride: int = 40) -> bytes:
+    packed = [struct.pack("<QQIII", *entry, 0).ljust(stride, b"\0") for entry in entries]
+    return struct.pack("<IIII", 16 + stride * len(entries), 0, 0, len(entries)) + b"".join(packed)
 
 
-def test_io_fds() -> None:
-    found = wire.decode_io_fds(io_fds((0x1008, 4, 0, 0), (0x1010, 4, 1, 2)), 2)
+@pytest.mark.parametrize("stride", [40, 48], ids=["specification", "libvfio-user"])
+def test_io_fds(stride: int) -> None:
+    payload = io_fds((0x1008, 4, 0, 0), (0x1010, 4, 1, 2), stride=stride)
+    found = wire.decode_io_fds(payload, 2)
     assert [(entry.offset, entry.size, entry.fd_index) for entry in found] == [(0x1008, 4, 0)]
+
+
+@pytest.mark.parametrize("stride", [24, 41, 64])
+def test_io_fds_of_another_layout_are_refused(stride: int) -> None:
+    with pytest.raises(WireError):
+        wire.decode_io_fds(io_fds((0x1008, 4, 0, 0), stride=stride), 1)
 
 
 def test_io_fds_without_their_descriptor_are_refused() -> None:

@@ -64,7 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def booted(served: Served) -> Iterator[Guest]:
     devices = [disk(served.socket(name)) for name in ("shadow", "mapped", "trap")]
-    with Guest(devices, slots=1) as guest:
+    with Guest(devices, cpus=2, slots=1) as guest:
         yield guest
 
 

@@ -34,11 +34,14 @@ def test_nvme_reset_brings_shadow_doorbells_back(guest: Guest, served: Served) -
 
 
 def test_reboot_on_the_same_server(guest: Guest, served: Served) -> None:
+    def digest() -> str:
+        device = find_namespace(guest, "shadow")  # numbered anew by every boot
+        return guest.check(f"dd if={device} bs=1M count=4 iflag=direct 2>/dev/null | sha256sum")
+
     device = find_namespace(guest, "shadow")
-    digest = f"dd if={device} bs=1M count=4 iflag=direct 2>/dev/null | sha256sum"
     guest.check(f"dd if=/dev/urandom of={device} bs=1M count=4 oflag=direct")
-    before = guest.check(digest)
+    before = digest()
     guest.reboot()
-    assert guest.check(digest) == before
+    assert digest() == before
     for serial in ("shadow", "mapped", "trap"):
         verify(guest, find_namespace(guest, serial), size="4M")

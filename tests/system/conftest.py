@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import SOCKET, Attach, Serve
 
 from shadowbell.driver import Doorbells, Host
 from shadowbell.guest import Served
-
-SOCKET = "disk.sock"
-SERVE = {"trap": ("--no-dbbuf",), "shadow": (), "mapped": ("--doorbells", "mapped", "--no-dbbuf")}
-
-Serve = Callable[..., Served]
-Attach = Callable[..., Host]
 
 
 @pytest.fixture

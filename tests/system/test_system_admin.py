@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from conftest import SOCKET, Attach, Serve
+from serving import SOCKET, Attach, Serve
 
 from shadowbell.driver import CommandError, Host, LoadSpec, run_load
 from shadowbell.driver.wire import REGION_BAR0

@@ -8,10 +8,11 @@ import random
 from collections.abc import Callable
 
 import pytest
-from conftest import Attach, Serve
+from serving import Attach, Serve
 
 from shadowbell.driver import CommandError, Host, QueuePair, pointers
 from shadowbell.driver.memory import PAGE
+from shadowbell.driver.queue_pair import UNREAD
 from shadowbell.nvme import IoOpcode, Psdt, ReadWrite, Status, SubmissionEntry
 
 MIB = 1 << 20
@@ -185,7 +186,9 @@ ERRORS = [
     pytest.param(raw(IoOpcode.READ, 1 << 40, 1), Status.LBA_OUT_OF_RANGE, id="beyond"),
     pytest.param(raw(IoOpcode.WRITE, (1 << 64) - 1, 2), Status.LBA_OUT_OF_RANGE, id="wrapping"),
     pytest.param(raw(IoOpcode.WRITE_ZEROES, 1 << 33, 1), Status.LBA_OUT_OF_RANGE, id="zeroes"),
-    pytest.param(raw(IoOpcode.READ, 0, 1, 9), Status.INVALID_NAMESPACE_OR_FORMAT, id="namespace"),
+    # Base 2.0, section 3.2.1: an NSID up to NN without a namespace is inactive, not invalid.
+    pytest.param(raw(IoOpcode.READ, 0, 1, 9), Status.INVALID_FIELD_IN_COMMAND, id="inactive"),
+    pytest.param(raw(IoOpcode.READ, 0, 1, 1 << 20), Status.INVALID_NAMESPACE_OR_FORMAT, id="nsid"),
     pytest.param(raw(IoOpcode.READ, 0, 1, 0), Status.INVALID_NAMESPACE_OR_FORMAT, id="nsid-0"),
     pytest.param(
         SubmissionEntry(opcode=0x7F, nsid=1), Status.INVALID_COMMAND_OPCODE, id="unknown-opcode"
@@ -251,12 +254,15 @@ def test_read_only_namespace_refuses_writes(serve: Serve, attach: Attach) -> Non
         )
 
 
-def test_null_reads_zeros(serve: Serve, attach: Attach) -> None:
+def test_null_moves_no_data(serve: Serve, attach: Attach) -> None:
     host = attach(serve("null:1T"))
     queue = host.create_queue_pair()
     last = host.namespaces[1].blocks - 8
     queue.write(1, last, noise(4096))
-    assert queue.read(1, last, 8) == bytes(4096)
+    assert queue.read(1, last, 8) == bytes([UNREAD]) * 4096
+    with pytest.raises(CommandError) as caught:
+        queue.read(1, last + 1, 8)
+    assert caught.value.status == Status.LBA_OUT_OF_RANGE
 
 
 def test_several_namespaces_are_apart(serve: Serve, attach: Attach) -> None:

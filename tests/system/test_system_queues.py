@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import SERVE, SOCKET, Attach, Serve
+from serving import SERVE, SOCKET, Attach, Serve
 
 from shadowbell.driver import (
     CommandError,
@@ -214,7 +214,7 @@ def test_nothing_is_written_after_a_reset(serve: Serve, attach: Attach, way: Doo
         load = Load(host, [queue], LoadSpec(depth=32))
         (stats,) = in_threads([load], host.reset, 0.1)
         assert stats.broken
-        free = host.arena.allocate(host.arena.free_bytes // 2, zero=False)
+        free = host.arena.allocate(host.arena.free_bytes // 2, fill=None)
         free.view[:] = b"\xa5" * free.size
         time.sleep(0.02)
         assert bytes(free.view) == b"\xa5" * free.size

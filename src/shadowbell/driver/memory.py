@@ -43,8 +43,11 @@ class Arena:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._free: list[tuple[int, int]] = [(0, self.size)]  # (offset, size), by offset
 
-    def allocate(self, size: int, *, align: int = PAGE, zero: bool = True) -> Buffer:
-        """Return a buffer of at least ``size`` bytes in whole pages; raises MemoryError."""
+    def allocate(self, size: int, *, align: int = PAGE, fill: int | None = 0) -> Buffer:
+        """Return a buffer of at least ``size`` bytes in whole pages; raises MemoryError.
+
+        Every byte is ``fill``; with None it is what the last user left.
+        """
         need = -(-size // PAGE) * PAGE
         for number, (offset, length) in enumerate(self._free):
             start = -(-offset // align) * align
@@ -54,8 +57,8 @@ class Arena:
             parts = [(offset, start - offset), (start + need, spare)]
             self._free[number : number + 1] = [part for part in parts if part[1]]
             buffer = Buffer(self, start, need)
-            if zero:
-                ctypes.memset(buffer.address, 0, need)
+            if fill is not None:
+                ctypes.memset(buffer.address, fill, need)
             return buffer
         raise MemoryError(f"no {need} bytes left in the driver's arena of {self.size}")
 

@@ -4,6 +4,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from shadowbell.driver import pointers
 from shadowbell.driver.hostqueue import CompletionRing, SubmissionRing
@@ -11,6 +12,9 @@ from shadowbell.driver.memory import PAGE, Arena, Buffer
 from shadowbell.nvme import IoOpcode, Psdt, ReadWrite, Status, SubmissionEntry
 from shadowbell.nvme.status import DO_NOT_RETRY, describe
 from shadowbell.nvme.transfer import DsmAttributes
+
+UNREAD: Final = 0xA5
+"""What a read's buffer holds before: bytes that the device never transferred show as these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ class QueuePair:
         if len(pages) <= 2:
             sqe.prp2 = pages[1] if len(pages) == 2 else 0
             return None
-        table = self.arena.allocate(pointers.list_pages(len(pages) - 1) * PAGE, zero=False)
+        table = self.arena.allocate(pointers.list_pages(len(pages) - 1) * PAGE, fill=None)
         encoded = pointers.encode_prp_list(pages[1:], table.iova)
         table.view[: len(encoded)] = encoded
         sqe.prp2 = table.iova
@@ -166,7 +170,7 @@ class QueuePair:
         size = len(data) or length
         if size == 0:
             return self.execute(sqe, check=check, timeout=timeout), b""
-        buffer = self.arena.allocate(offset + size, zero=not data)
+        buffer = self.arena.allocate(offset + size, fill=None if data else UNREAD)
         held = [buffer]
         try:
             if data:

@@ -32,7 +32,10 @@ def test_memory_comes_zeroed_again() -> None:
     buffer = arena.allocate(PAGE)
     buffer.view[:] = b"\xff" * PAGE
     buffer.free()
-    assert bytes(arena.allocate(PAGE).view) == bytes(PAGE)
+    again = arena.allocate(PAGE)
+    assert bytes(again.view) == bytes(PAGE)
+    again.free()
+    assert bytes(arena.allocate(PAGE, fill=7).view) == b"\x07" * PAGE
 
 
 def test_exhaustion_is_an_error() -> None:
@@ -59,7 +62,7 @@ def test_nothing_overlaps_and_all_comes_back(steps: list[tuple[int, bool]]) -> N
             live.pop(size % len(live)).free()
             continue
         try:
-            live.append(arena.allocate(size, zero=False))
+            live.append(arena.allocate(size, fill=None))
         except MemoryError:
             continue
         spans = sorted((buffer.offset, buffer.offset + buffer.size) for buffer in live)

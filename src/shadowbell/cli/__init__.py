@@ -1,4 +1,4 @@
-"""The command line: `shadowbell serve | qemu-args | demo | version`.
+"""The command line: `shadowbell serve | qemu-args | demo | bench | version`.
 
 Start to listening is a promise, so a command imports only what it needs, when it needs it.
 """
@@ -19,6 +19,7 @@ commands:
   serve      be an NVMe disk: listen at a socket that QEMU attaches to
   qemu-args  print the QEMU arguments that attach to such a socket
   demo       make a disk, serve it, write and verify it, and measure
+  bench      measure a disk: ours or another's, on a socket or in a guest
   version    print the version
 
 `shadowbell COMMAND --help` lists a command's options."""
@@ -54,12 +55,16 @@ def _command(name: str) -> Callable[[list[str]], int]:
             from shadowbell.cli.demo import demo
 
             return demo
+        case "bench":
+            from shadowbell.cli.bench import bench
+
+            return bench
         case "version" | "--version" | "-V":
             return _version
         case "help" | "--help" | "-h":
             return _help
     what = f"unknown command {name!r}" if name else "no command"
-    raise UserError(f"{what}: use serve, qemu-args, demo or version (see shadowbell --help)")
+    raise UserError(f"{what}: use serve, qemu-args, demo, bench or version (see shadowbell --help)")
 
 
 def _version(arguments: list[str]) -> int:

@@ -1,0 +1,104 @@
+"""Results in the form of fio's ``--output-format=json``, for tools that read that.
+
+One job for each target and point, its runs put together. A mixed load's latencies aren't kept
+apart by direction: its job has them under ``mixed``, as fio's ``unified_rw_reporting=both`` does.
+What fio counts and we don't (submission latency, page faults, disk utilisation) is left out.
+Latencies in nanoseconds, ``bw`` in KiB/s, ``runtime`` in milliseconds (fio(1), "JSON output").
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from shadowbell import __version__
+from shadowbell.bench.measure import Measured, Point, latencies_us
+from shadowbell.bench.report import PERCENTILES, merged
+from shadowbell.driver import LoadStats
+
+
+def fio_document(measured: Sequence[Measured]) -> dict[str, Any]:
+    """The whole output; an empty measurement has no jobs."""
+    now = time.time()
+    keys = dict.fromkeys((one.target, one.point) for one in measured)
+    return {
+        "fio version": f"shadowbell-{__version__}",
+        "timestamp": int(now),
+        "timestamp_ms": int(now * 1000),
+        "time": time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(now)),
+        "jobs": [
+            _job(number, [one for one in measured if (one.target, one.point) == key])
+            for number, key in enumerate(keys)
+        ],
+    }
+
+
+def _job(number: int, runs: Sequence[Measured]) -> dict[str, Any]:
+    point, stats = runs[0].point, merged([one.stats for one in runs])
+    latency = _latency(stats)
+    none = _latency(LoadStats())
+    read = _direction(point, stats.reads, stats.seconds)
+    write = _direction(point, stats.writes, stats.seconds)
+    job: dict[str, Any] = {
+        "jobname": f"{point.way}-{point.pattern}-{point.block_size}-qd{point.depth}",
+        "groupid": number,
+        "error": 0,
+        "elapsed": math.ceil(stats.seconds),
+        "job options": {
+            "name": runs[0].target,
+            "filename": runs[0].target,
+            "rw": point.pattern,
+            "bs": str(point.block_size),
+            "iodepth": str(point.depth),
+            "numjobs": str(point.queues),
+            "runtime": str(round(stats.seconds)),
+        },
+        "read": read | (latency if stats.reads and not stats.writes else none),
+        "write": write | (latency if stats.writes and not stats.reads else none),
+        "trim": _direction(point, 0, stats.seconds) | none,
+    }
+    if point.pattern == "randrw":
+        job["mixed"] = _direction(point, stats.ios, stats.seconds) | latency
+    return job
+
+
+def _direction(point: Point, ios: int, seconds: float) -> dict[str, Any]:
+    size = ios * point.block_size
+    rate = size / seconds if seconds else 0.0
+    return {
+        "io_bytes": size,
+        "io_kbytes": size >> 10,
+        "bw_bytes": int(rate),
+        "bw": int(rate / 1024),
+        "iops": ios / seconds if seconds else 0.0,
+        "runtime": round(seconds * 1000),
+        "total_ios": ios,
+        "short_ios": 0,
+        "drop_ios": 0,
+    }
+
+
+def _latency(stats: LoadStats) -> dict[str, Any]:
+    buckets = latencies_us(stats)
+    count = sum(ios for _, ios in buckets)
+    if not count:
+        empty = {"min": 0, "max": 0, "mean": 0.0, "stddev": 0.0, "N": 0}
+        return {"slat_ns": empty, "clat_ns": empty, "lat_ns": empty}
+    mean = sum(us * ios for us, ios in buckets) / count
+    deviation = math.sqrt(sum((us - mean) ** 2 * ios for us, ios in buckets) / count)
+    summary = {
+        "min": round(buckets[0][0] * 1000),
+        "max": round(buckets[-1][0] * 1000),
+        "mean": mean * 1000,
+        "stddev": deviation * 1000,
+        "N": count,
+    }
+    percentile = {f"{p:.6f}": round(stats.percentile(p) * 1000) for p in PERCENTILES}
+    nothing = {"min": 0, "max": 0, "mean": 0.0, "stddev": 0.0, "N": 0}
+    return {
+        "slat_ns": nothing,
+        "clat_ns": summary | {"percentile": percentile},
+        "lat_ns": summary,
+    }

@@ -187,6 +187,7 @@ ERRORS = [
     pytest.param(raw(IoOpcode.WRITE, (1 << 64) - 1, 2), Status.LBA_OUT_OF_RANGE, id="wrapping"),
     pytest.param(raw(IoOpcode.WRITE_ZEROES, 1 << 33, 1), Status.LBA_OUT_OF_RANGE, id="zeroes"),
     # Base 2.0, section 3.2.1: an NSID up to NN without a namespace is inactive, not invalid.
+    pytest.param(raw(IoOpcode.READ, 0, 1, 257), Status.INVALID_NAMESPACE_OR_FORMAT, id="no-nsid"),
     pytest.param(raw(IoOpcode.READ, 0, 1, 9), Status.INVALID_FIELD_IN_COMMAND, id="inactive"),
     pytest.param(raw(IoOpcode.READ, 0, 1, 1 << 20), Status.INVALID_NAMESPACE_OR_FORMAT, id="nsid"),
     pytest.param(raw(IoOpcode.READ, 0, 1, 0), Status.INVALID_NAMESPACE_OR_FORMAT, id="nsid-0"),

@@ -648,6 +648,9 @@ cdef class Engine:
             raise ValueError(f"no vector {vector}")
         if self.state.vectors[vector] == new == -1:
             return
+        if new >= 0:
+            # A client that fills its eventfd must not hold up the IOThread that writes it.
+            os.set_blocking(new, False)
         with self.paused():
             old = self.state.vectors[vector]
             self.state.vectors[vector] = new

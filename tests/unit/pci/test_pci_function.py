@@ -28,7 +28,7 @@ class Recorder:
     def doorbell_write(self, offset: int, data: bytes) -> None:
         self.seen.append(("doorbell", offset, data))
 
-    def reset(self) -> None:
+    def reset(self, *, power_loss: bool = False) -> None:
         self.resets += 1
 
 

@@ -96,7 +96,7 @@ class Served:
         with (self.folder / "log").open("ab") as log:
             before = log.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "shadowbell", "serve", *self._arguments],
+                [*_end_with_us(), sys.executable, "-m", "shadowbell", "serve", *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -147,6 +147,12 @@ class Served:
                 self._process.wait()
         self._process = None
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _end_with_us() -> list[str]:
+    """A prefix that ends the server when this process dies without a chance to."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
 
 
 def _ledger(queues: list[dict[str, Any]]) -> Ledger:

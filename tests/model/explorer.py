@@ -1,4 +1,4 @@
-"""An exhaustive explorer: every state that a model can reach, by every interleaving of its steps."""
+"""An exhaustive explorer: every state a model can reach, by every interleaving of its steps."""
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass

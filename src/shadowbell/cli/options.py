@@ -15,7 +15,7 @@ namespaces:
   disk.img, /dev/vdb             an image file or a block device, LBAs of 512 bytes
   file:/path,lba=4096,ro         the same with its options (a comma in a path: ,,)
   memory:1G,lba=4096             memory of this process, lost when it ends
-  null:1T                        reads zeros, forgets writes
+  null:1T                        moves no data: for measuring
 
 several controllers:
   --and starts the next one, with options of its own:

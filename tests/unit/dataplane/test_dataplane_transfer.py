@@ -148,8 +148,9 @@ def test_sgls(scattered: Host, lengths: list[int], cuts: list[int], seed: int) -
         pointer = struct.pack("<QI3xB", at, len(raw), kind)
         at += len(raw) + 16 * draw.randrange(300)
         kind = SEGMENT
-    command = sqe(READ, flags=draw.choice((SGL, 2 * SGL)), prp1=int.from_bytes(pointer[:8], "little"),
-                  prp2=int.from_bytes(pointer[8:], "little"))  # fmt: skip
+    prp1, prp2 = struct.unpack("<QQ", pointer)
+    flags = draw.choice((SGL, 2 * SGL))
+    command = sqe(READ, flags=flags, prp1=prp1, prp2=prp2)
     check_moves(scattered, command, pieces)
 
 

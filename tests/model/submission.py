@@ -108,10 +108,10 @@ class Submission:
         return None
 
     def steps(self, s: State) -> Iterator[tuple[str, State]]:
-        for name, after in self._moves(s):
-            yield name, self._lap_back(after)
+        for name, after in self.moves(s):
+            yield name, self.lap_back(after)
 
-    def _moves(self, s: State) -> Iterator[tuple[str, State]]:
+    def moves(self, s: State) -> Iterator[tuple[str, State]]:
         yield from self._drain(s)
         if s.step == 0:
             room = min(self.depth - (s.tail - s.completed), self.batch)
@@ -123,7 +123,7 @@ class Submission:
             yield f"device completes command {s.completed}", s._replace(completed=s.completed + 1)
         yield from self._serve(s)
 
-    def _lap_back(self, s: State) -> State:
+    def lap_back(self, s: State) -> State:
         """The same state, its indices as small as can be."""
         n = self.entries
         laps = (s.completed - n) // n * n
@@ -190,8 +190,8 @@ class Submission:
                 noise = "late"
         if noise not in self.silent:
             noise = ""
-        done = {"old": s.tail, "seen": s.tail, "seen_armed": False}  # of no interest any more
-        return s._replace(step=0, buffer=buffer, noise=noise, **done)
+        s = s._replace(step=0, buffer=buffer, noise=noise)
+        return s._replace(old=s.tail, seen=s.tail, seen_armed=False)  # of no interest any more
 
     # --- the device
 

@@ -1,0 +1,58 @@
+"""The compiled doorbell rules, one step at a time, for tests and labs.
+
+``entries`` are 2 to 65536; heads and tails are below them. Source: NVMe Base 2.0, section 5.8.
+"""
+
+def distance(start: int, end: int, entries: int) -> int:
+    """Entries from start up to end on a ring."""
+
+def behind(index: int, entries: int) -> int:
+    """The index before."""
+
+class Ring:
+    """A submission queue's doorbell, shadowed, awake and empty at first.
+
+    ``tail`` is the shadow doorbell: set it as a host does. ``stores`` counts EventIdx stores.
+    Raises ValueError for a tail that the queue doesn't have.
+    """
+
+    def __init__(self, entries: int) -> None: ...
+    @property
+    def head(self) -> int: ...
+    tail: int
+    @property
+    def eventidx(self) -> int: ...
+    @property
+    def stores(self) -> int: ...
+    def consume(self, tail: int) -> None:
+        """Take everything up to a tail that was read, and keep EventIdx out of reach."""
+    def arm(self) -> bool:
+        """Ask to be rung. False: there is work already."""
+    def wake(self) -> None:
+        """Take the armed EventIdx back."""
+
+class Head:
+    """A completion queue's doorbell, shadowed."""
+
+    def __init__(self, entries: int) -> None: ...
+    @property
+    def eventidx(self) -> int: ...
+    def ignore(self, head: int) -> None:
+        """The head was read, and there is room."""
+    def arm(self, head: int) -> None:
+        """The head was read, and the queue is full."""
+
+class Slot:
+    """A doorbell's slot, and register writes that are taken beside it, on one thread."""
+
+    shadowed: bool
+    def __init__(self, shadowed: bool) -> None: ...
+    @property
+    def value(self) -> int: ...
+    @property
+    def host_stores(self) -> bool: ...
+    def host_store(self, value: int) -> None: ...
+    def take(self, value: int) -> None:
+        """A register write arrived."""
+    def read(self) -> int:
+        """Read it as a submission queue's slot is read."""

@@ -1,0 +1,134 @@
+"""The compiled doorbell rules, one step at a time, for tests and labs.
+
+Each class holds a structure of the data plane's with memory words of its own, and calls the very
+functions of doorbells.pxd that the IOThreads inline.
+"""
+
+from libc.stdint cimport uint32_t
+
+from shadowbell.dataplane cimport doorbells
+from shadowbell.dataplane.includes.cpu cimport load32, store32
+from shadowbell.dataplane.layout cimport CompletionQueue, Counters, SubmissionQueue
+
+
+def distance(uint32_t start, uint32_t end, uint32_t entries):
+    return doorbells.distance(start, end, entries)
+
+
+def behind(uint32_t index, uint32_t entries):
+    return doorbells.behind(index, entries)
+
+
+cdef class Ring:
+    """A submission queue's doorbell, shadowed, awake and empty at first."""
+
+    cdef SubmissionQueue sq
+    cdef Counters counters
+    cdef uint32_t tail_word
+    cdef uint32_t eventidx_word
+
+    def __cinit__(self, uint32_t entries):
+        if not 2 <= entries <= 65536:
+            raise ValueError("a queue has 2 to 65536 entries")
+        self.sq.entries = entries
+        self.sq.counters = &self.counters
+        self.sq.tail_doorbell = &self.tail_word
+        self.sq.tail_eventidx = &self.eventidx_word
+        doorbells.wake(&self.sq)
+
+    @property
+    def head(self):
+        return self.sq.head
+
+    @property
+    def tail(self):
+        return load32(&self.tail_word)
+
+    @tail.setter
+    def tail(self, uint32_t value):
+        if value >= self.sq.entries:
+            raise ValueError("no such tail")
+        store32(&self.tail_word, value)
+
+    @property
+    def eventidx(self):
+        return load32(&self.eventidx_word)
+
+    @property
+    def stores(self):
+        return self.counters.eventidx_stores
+
+    def consume(self, uint32_t tail):
+        """What serve() does with a tail it has read: take all, then keep EventIdx out of reach."""
+        if tail >= self.sq.entries:
+            raise ValueError("no such tail")
+        self.sq.head = tail
+        doorbells.stay_awake(&self.sq, tail)
+
+    def arm(self):
+        return doorbells.arm(&self.sq)
+
+    def wake(self):
+        doorbells.wake(&self.sq)
+
+
+cdef class Head:
+    """A completion queue's doorbell, shadowed."""
+
+    cdef CompletionQueue cq
+    cdef uint32_t eventidx_word
+
+    def __cinit__(self, uint32_t entries):
+        if not 2 <= entries <= 65536:
+            raise ValueError("a queue has 2 to 65536 entries")
+        self.cq.entries = entries
+        self.cq.head_eventidx = &self.eventidx_word
+        doorbells.ignore_head(&self.cq)
+
+    @property
+    def eventidx(self):
+        return load32(&self.eventidx_word)
+
+    def ignore(self, uint32_t head):
+        """The head was read, and there is room."""
+        self.cq.head = head
+        doorbells.ignore_head(&self.cq)
+
+    def arm(self, uint32_t head):
+        """The head was read, and the queue is full."""
+        self.cq.head = head
+        doorbells.arm_completions(&self.cq)
+
+
+cdef class Slot:
+    """A doorbell's slot, and register writes that are taken beside it."""
+
+    cdef readonly bint shadowed
+    cdef uint32_t word
+    cdef uint32_t stored_word
+    cdef bint stores
+
+    def __cinit__(self, bint shadowed):
+        self.shadowed = shadowed
+
+    @property
+    def value(self):
+        return load32(&self.word)
+
+    @property
+    def host_stores(self):
+        return self.stores
+
+    def host_store(self, uint32_t value):
+        store32(&self.word, value)
+
+    def take(self, uint32_t value):
+        """A register write arrived."""
+        doorbells.take_register(&self.word, self.shadowed, &self.stored_word, &self.stores, value)
+
+    def read(self):
+        """As serve() reads it: a value that isn't ours says that the host stores."""
+        cdef uint32_t value = load32(&self.word)
+        if self.shadowed and value != self.stored_word:
+            self.stores = True
+        return value

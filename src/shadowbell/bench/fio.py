@@ -89,8 +89,8 @@ def _latency(stats: LoadStats) -> dict[str, Any]:
     mean = sum(us * ios for us, ios in buckets) / count
     deviation = math.sqrt(sum((us - mean) ** 2 * ios for us, ios in buckets) / count)
     summary = {
-        "min": round(buckets[0][0] * 1000),
-        "max": round(buckets[-1][0] * 1000),
+        "min": math.floor(buckets[0][0] * 1000),
+        "max": math.ceil(buckets[-1][0] * 1000),
         "mean": mean * 1000,
         "stddev": deviation * 1000,
         "N": count,

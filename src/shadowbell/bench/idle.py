@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from shadowbell.bench.process import cpu_seconds, pin, resident_bytes, sleeps
+from shadowbell.bench.process import cpu_seconds, pin, pinned, resident_bytes, sleeps
 from shadowbell.bench.sweep import Progress
 from shadowbell.bench.target import POLLS, serve
 from shadowbell.driver import Doorbells, Host
@@ -69,7 +69,7 @@ def _measure(
         progress(f"serving {count} controllers")
         served = stack.enter_context(serve(["--config", str(config)]))
         if cpus is not None:
-            pin(0, cpus[0])
+            stack.enter_context(pinned(cpus[0]))
             pin(served.pid, cpus[1])
         for number in range(count):
             progress(f"attaching controller {number + 1} of {count}")

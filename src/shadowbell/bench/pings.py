@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shadowbell.bench.measure import Bench, Point, arena_bytes, latencies_us
-from shadowbell.bench.process import pin
+from shadowbell.bench.process import pin, pinned
 from shadowbell.bench.roundtrip import ping
 from shadowbell.bench.sweep import Progress
 from shadowbell.bench.target import Target
@@ -74,18 +74,16 @@ def measure_pings(
     *,
     seconds: float,
     runs: int,
-    cpus: tuple[int, int] | None,
+    cpus: tuple[int, int],
     progress: Progress,
 ) -> list[Pinged]:
     """A read at queue depth 1 by each doorbell way, in turn with the bare round trip.
 
     Raises UserError when the target raises no interrupts, or can't ring that way.
     """
-    if cpus is not None:
-        pin(0, cpus[0])
-    cpu = None if cpus is None else cpus[1]
     found = []
-    with _partner(cpu) as (connection, event):
+    cpu = cpus[1]
+    with pinned(cpus[0]), _partner(cpu) as (connection, event):
         for way in ways:
             point = Point(way=way, poll="0", depth=1, interrupts=True)
             woken, bare = [], []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from shadowbell.bench.measure import Bench, Measured, Point, arena_bytes
-from shadowbell.bench.process import pin
+from shadowbell.bench.process import pinned
 from shadowbell.bench.target import Target, paused
 
 Progress = Callable[[str], None]
@@ -48,11 +48,10 @@ class Ratio:
 
 def run_sweep(sweep: Sweep, progress: Progress = lambda text: None) -> list[Measured]:
     """Measure all; the runs of a point alternate between the targets. Raises UserError."""
-    if sweep.cpus is not None:
-        pin(0, sweep.cpus[0])
     measured: list[Measured] = []
-    for _, group in groupby(sweep.points, key=lambda point: (point.way, point.poll)):
-        measured += _run_setup(sweep, tuple(group), progress)
+    with pinned(sweep.cpus[0] if sweep.cpus is not None else None):
+        for _, group in groupby(sweep.points, key=lambda point: (point.way, point.poll)):
+            measured += _run_setup(sweep, tuple(group), progress)
     return measured
 
 

@@ -145,8 +145,8 @@ def parse_target(text: str, options: Sequence[str] = ()) -> Target:
         if not where.is_socket():
             raise UserError(f"no vfio-user socket at {where}: start its server first")
         return Socket(where)
-    kind = text.partition(":")[0]
-    if kind in KINDS or path.exists():
+    kind, colon, _ = text.partition(":")
+    if (colon and kind in KINDS) or path.exists():
         parse_namespace(text)
         return Served(text, tuple(options))
     raise UserError(

@@ -56,6 +56,7 @@ cdef struct BlockState:
     uint8_t *memory        # memory: the whole disk
     int fd                 # file: the image
     uint32_t memory_align  # file: what O_DIRECT asks of an address; 1 without
+    uint32_t length_align  # and of the length of each piece
     bint can_punch         # file: cleared when the kernel says it can't
     bint can_zero
 

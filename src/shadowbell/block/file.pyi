@@ -1,6 +1,8 @@
 from shadowbell.block.backend import Backend
 
 class FileBackend(Backend):
-    def __init__(self, fd: int, size: int, *, memory_align: int, read_only: bool) -> None: ...
+    def __init__(
+        self, fd: int, size: int, *, memory_align: int, length_align: int, read_only: bool
+    ) -> None: ...
 
 def direct_alignment(fd: int) -> tuple[int, int]: ...

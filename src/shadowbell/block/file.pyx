@@ -93,16 +93,18 @@ def direct_alignment(int fd):
 cdef class FileBackend(Backend):
     """An open image: ``fd`` belongs to the back end from here on.
 
-    ``memory_align`` is the address alignment in bytes that O_DIRECT needs, 1 for buffered access.
+    ``memory_align`` and ``length_align`` are the alignments in bytes of addresses and of each
+    piece's length that O_DIRECT needs, 1 for buffered access.
     """
 
-    def __init__(self, int fd, size, *, memory_align, read_only):
+    def __init__(self, int fd, size, *, memory_align, length_align, read_only):
         self.kind = "file"
         self.read_only = read_only
         self.supports_discard = True
         self.state.fd = fd
         self.state.size = size
         self.state.memory_align = memory_align
+        self.state.length_align = length_align
         self.state.can_punch = True
         self.state.can_zero = True
         self.state.submit = file_submit
@@ -256,11 +258,13 @@ cdef void release(BlockContext *context, BlockRequest *request) noexcept nogil:
 
 
 cdef bint aligned(BlockRequest *request) noexcept nogil:
-    cdef uint64_t bits = 0
+    cdef uint64_t bases = 0, lengths = 0
     cdef uint32_t i
     for i in range(request.niov):
-        bits |= <uint64_t> request.iov[i].iov_base | request.iov[i].iov_len
-    return bits & (request.backend.memory_align - 1) == 0
+        bases |= <uint64_t> request.iov[i].iov_base
+        lengths |= request.iov[i].iov_len
+    return (bases & (request.backend.memory_align - 1)
+            | lengths & (request.backend.length_align - 1)) == 0
 
 
 cdef void skip(BlockRequest *request, uint64_t count) noexcept nogil:

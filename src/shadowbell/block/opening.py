@@ -50,8 +50,10 @@ def _open_file(path: str, lba: int, read_only: bool) -> Backend:
         _lock(fd, path, shared=read_only)
         size = os.lseek(fd, 0, os.SEEK_END)
         _check_size(path, size, lba)
-        align = _go_direct(fd, access, lba)
-        return FileBackend(fd, size, memory_align=align, read_only=read_only)
+        memory, length = _go_direct(fd, lba)
+        return FileBackend(
+            fd, size, memory_align=memory, length_align=length, read_only=read_only
+        )
     except BaseException:
         os.close(fd)
         raise
@@ -59,6 +61,8 @@ def _open_file(path: str, lba: int, read_only: bool) -> Backend:
 
 def _open(path: str, access: int) -> int:
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            raise UserError(f"{path} is neither a file nor a block device")
         return os.open(path, access | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise UserError(
@@ -82,7 +86,7 @@ def _check_size(what: str, size: int, lba: int) -> None:
 
 
 def _lock(fd: int, path: str, *, shared: bool) -> None:
-    """Take both kinds of lock people use: flock(1)'s, and the open file description lock of QEMU."""
+    """Take both kinds of lock people use: flock(1)'s, and QEMU's open file description lock."""
     flock = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     record = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     request = struct.pack("hhqqi4x", record, os.SEEK_SET, 0, 0, 0)
@@ -94,21 +98,26 @@ def _lock(fd: int, path: str, *, shared: bool) -> None:
             f"{path} is locked by another process; stop what uses it, or serve it --read-only "
             "from both"
         ) from error
+    except OSError as error:
+        raise UserError(f"can't lock {path}: {error.strerror}") from error
 
 
-def _go_direct(fd: int, access: int, lba: int) -> int:
-    """Turn O_DIRECT on where offsets of whole blocks suit it; return the address alignment."""
+def _go_direct(fd: int, lba: int) -> tuple[int, int]:
+    """Turn O_DIRECT on where offsets of whole blocks suit it; return what it asks in bytes.
+
+    That is the alignment of addresses and of lengths, 1 and 1 when access goes through the cache.
+    """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     with contextlib.suppress(OSError):  # the file system has no O_DIRECT: go through the cache
         fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
         memory, offset = direct_alignment(fd)
         if not offset:
             # Before Linux 6.1 nobody tells; 512 suits all but 4K-native disks, so ask by reading.
-            memory, offset = 512, 512 if _reads_direct(fd, 512) else 4096
+            memory = offset = next((n for n in (512, 4096) if _reads_direct(fd, n)), lba + 1)
         if offset <= lba:
-            return int(memory)
+            return memory, offset
         fcntl.fcntl(fd, fcntl.F_SETFL, flags)
-    return 1
+    return 1, 1
 
 
 def _reads_direct(fd: int, size: int) -> bool:

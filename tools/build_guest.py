@@ -8,6 +8,7 @@ initramfs), and accelerator, what runs them here.
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import re
 import shutil
@@ -27,15 +28,19 @@ KERNELS = {"6.1": "bookworm", "6.12": "trixie"}
 PROGRAMS = ("usr/bin/fio", "usr/sbin/nvme", "usr/sbin/mke2fs", "usr/sbin/e2fsck")
 ALIASES = {"usr/sbin/mkfs.ext4": "mke2fs", "usr/sbin/fsck.ext4": "e2fsck"}
 PACKAGES = ("fio", "nvme-cli", "e2fsprogs", "busybox-static", *boot_disk.PACKAGES)
-# What 6.1 needs for the agent's port, in dependency order; 6.12 has them built in.
-MODULES = (
-    "virtio",
-    "virtio_ring",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "virtio_console",
-)
+# For the agent's port, and QEMU's own disk that bench compares with; in dependency order.
+MODULES = {
+    "6.1": (
+        "virtio",
+        "virtio_ring",
+        "virtio_pci_legacy_dev",
+        "virtio_pci_modern_dev",
+        "virtio_pci",
+        "virtio_console",
+        "virtio_blk",
+    ),
+    "6.12": ("virtio_blk",),
+}
 LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
 INIT = debian.ROOT / "tools/guest/init"
 
@@ -79,12 +84,22 @@ def full(root: Path) -> Initramfs:
                 archive.copy(f"usr/lib/x86_64-linux-gnu/{library.name}", library)
     for name, target in ALIASES.items():
         archive.link(name, target)
-    for tree in (root / "lib/modules").glob("6.1.*"):
-        for order, module in enumerate(MODULES):
-            archive.copy(
-                f"modules/{tree.name}/{order}-{module}.ko", next(tree.rglob(f"{module}.ko"))
-            )
+    for release, modules in MODULES.items():
+        (tree,) = modules_of(root, release)
+        for order, module in enumerate(modules):
+            archive.file(f"modules/{tree.name}/{order}-{module}.ko", read_module(tree, module))
     return archive
+
+
+def modules_of(root: Path, release: str) -> list[Path]:
+    folders = (root / "lib/modules", root / "usr/lib/modules")
+    return list({tree.resolve() for each in folders for tree in each.glob(f"{release}.*")})
+
+
+def read_module(tree: Path, name: str) -> bytes:
+    """A kernel module, unpacked: busybox loads no compressed ones."""
+    (path,) = tree.rglob(f"{name}.ko*")
+    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
 
 
 def build(folder: Path) -> None:

@@ -41,10 +41,10 @@ cdef inline uint8_t *translate(DmaTable *table, uint32_t *hint, uint64_t iova, u
 
 cdef class Memory:
     cdef DmaTable *table
+    cdef uint32_t room         # segments that fit the table
     cdef list mappings
-    cdef void publish(self, DmaTable *table) noexcept
     cdef object mapping_for(self, int fd, uint64_t offset, uint64_t length)
-    cdef DmaTable *copy(self, uint32_t room) except NULL
+    cdef int make_room(self) except -1
     cdef uint32_t position(self, uint64_t iova) noexcept
     cdef int copy_bytes(self, uint64_t iova, uint8_t *data, uint64_t length, bint write) except -1
     cpdef bint covers(self, uint64_t iova, uint64_t length)

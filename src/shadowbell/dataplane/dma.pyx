@@ -2,13 +2,13 @@
 
 Each file is mapped into this process once and whole, however many ranges of it the client maps.
 A range is a segment: IO virtual address, length, host address, access. The table of segments is
-replaced whole; the engine sees to it that no IOThread holds the old one when it is freed.
+changed in place, with the engine's IOThreads paused.
 """
 
 from libc.errno cimport errno
 from libc.signal cimport SIG_DFL, SIGBUS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memmove
 from posix.mman cimport (
     MAP_ANONYMOUS,
@@ -114,9 +114,6 @@ cdef void install_handler() noexcept:
     sigaction(SIGBUS, &action, NULL)
 
 
-install_handler()
-
-
 cdef class Mapping:
     """One file of the client's in our address space."""
 
@@ -135,6 +132,7 @@ cdef class Mapping:
                                MAP_SHARED | MAP_NORESERVE, fd, offset)
         if base == MAP_FAILED:
             raise OSError(errno, "can't map the client's memory")
+        install_handler()  # each time: others (faulthandler) may have put theirs in its place
         self.base = <uint8_t *> base
         self.offset = offset
         self.length = length
@@ -206,7 +204,8 @@ cdef class Memory:
             segment.host = mapping.base + (offset - mapping.offset)
             segment.mapping = mapping.slot
         cdef uint32_t i = self.position(iova)
-        cdef DmaTable *table = self.copy(1)
+        cdef DmaTable *table = self.table
+        self.make_room()
         memmove(&table.segments[i + 1], &table.segments[i], (table.count - i) * sizeof(Segment))
         table.segments[i] = segment
         table.count += 1
@@ -214,7 +213,6 @@ cdef class Memory:
             if mapping.uses == 0:
                 self.mappings.append(mapping)
             mapping.uses += 1
-        self.publish(table)
 
     def unmap(self, uint64_t iova, uint64_t length):
         """Remove the segments in the range; ``ValueError`` when it holds none, or cuts one."""
@@ -232,16 +230,15 @@ cdef class Memory:
             last += 1
         if first == last:
             raise ValueError("a DMA unmap of what isn't mapped")
-        cdef DmaTable *table = self.copy(0)
-        memmove(&table.segments[first], &table.segments[last],
-                (table.count - last) * sizeof(Segment))
-        table.count -= last - first
+        cdef DmaTable *table = self.table
         gone = {}
         for i in range(first, last):
             if self.table.segments[i].host != NULL:
                 slot = self.table.segments[i].mapping
                 gone[slot] = gone.get(slot, 0) + 1
-        self.publish(table)
+        memmove(&table.segments[first], &table.segments[last],
+                (table.count - last) * sizeof(Segment))
+        table.count -= last - first
         cdef Mapping mapping
         for mapping in list(self.mappings):
             mapping.uses -= gone.get(mapping.slot, 0)
@@ -250,9 +247,7 @@ cdef class Memory:
 
     def clear(self):
         """Remove every segment and mapping."""
-        cdef DmaTable *table = self.copy(0)
-        table.count = 0
-        self.publish(table)
+        self.table.count = 0
         self.mappings.clear()
 
     def read(self, uint64_t iova, uint64_t length):
@@ -326,25 +321,20 @@ cdef class Memory:
             raise ValueError("a DMA map reaches beyond its file's end")
         key = (status.st_dev, status.st_ino)
         for mapping in self.mappings:
-            if (mapping.key == key and mapping.writable >= writable
+            if (mapping.key == key and not registry[mapping.slot].failed
+                    and mapping.writable >= writable
                     and offset + length <= mapping.length):
                 return mapping
         return Mapping(fd, 0, status.st_size, writable, key)
 
-    cdef DmaTable *copy(self, uint32_t room) except NULL:
-        cdef DmaTable *table = <DmaTable *> calloc(1, sizeof(DmaTable))
-        if table == NULL:
-            raise MemoryError
-        table.segments = <Segment *> calloc(self.table.count + room + 1, sizeof(Segment))
-        if table.segments == NULL:
-            free(table)
-            raise MemoryError
-        memcpy(table.segments, self.table.segments, self.table.count * sizeof(Segment))
-        table.count = self.table.count
-        return table
-
-    cdef void publish(self, DmaTable *table) noexcept:
-        """Put the new table in place; no IOThread is looking (engine.pyx pauses them)."""
-        free(self.table.segments)
-        free(self.table)
-        self.table = table
+    cdef int make_room(self) except -1:
+        """See to it that one more segment fits."""
+        cdef Segment *segments
+        if self.table.count == self.room:
+            segments = <Segment *> realloc(
+                self.table.segments, (2 * self.room + 16) * sizeof(Segment))
+            if segments == NULL:
+                raise MemoryError
+            self.table.segments = segments
+            self.room = 2 * self.room + 16
+        return 0

@@ -26,7 +26,7 @@ from shadowbell.dataplane.channel cimport (
     receive,
     take_doorbells,
 )
-from shadowbell.dataplane.dma cimport Memory, translate
+from shadowbell.dataplane.dma cimport Memory, bus_error_count, translate
 from shadowbell.dataplane.doorbells cimport behind, distance, ignore_head
 from shadowbell.dataplane.events cimport (
     lock_events,
@@ -107,6 +107,7 @@ cdef class Engine:
     cdef object shadow              # (shadow iova, eventidx iova) or None
     cdef object admin_pending       # completions that wait for room in the admin CQ
     cdef dict places                # (qid, is_cq): iova of the queue
+    cdef uint32_t bus_errors_seen
     cdef readonly int notify_fd
     cdef readonly int doorbell_fd
 
@@ -300,10 +301,21 @@ cdef class Engine:
             self.rebind()
 
     def dma_read(self, uint64_t iova, uint64_t length):
-        return self.memory.read(iova, length)
+        data = self.memory.read(iova, length)
+        self.tell_bus_error()
+        return data
 
     def dma_write(self, uint64_t iova, data):
         self.memory.write(iova, data)
+        self.tell_bus_error()
+
+    cdef void tell_bus_error(self):
+        """The control plane met shrunken memory: no IOThread may notice it for us."""
+        cdef uint32_t count = load32(bus_error_count)
+        if count != self.bus_errors_seen:
+            self.bus_errors_seen = count
+            if self.memory.bus_error():
+                push_event(self.state, EVENT_BUS_ERROR, 0, 0, 0, 0, 0)
 
     def write_data(self, sqe, data):
         cdef const uint8_t[::1] view = data
@@ -335,6 +347,7 @@ cdef class Engine:
             else:
                 memcpy(data, iov[i].iov_base, iov[i].iov_len)
             data += iov[i].iov_len
+        self.tell_bus_error()
         return 0
 
     # --- queues -----------------------------------------------------------------------------------
@@ -376,6 +389,7 @@ cdef class Engine:
         memcpy(sqe, sq.pages[sq.head >> 6] + ((sq.head & 63) << 6), SQE_SIZE)
         sq.head = 0 if sq.head + 1 == sq.entries else sq.head + 1
         sq.counters.commands[OPCODES - 1] += 1
+        self.tell_bus_error()
         return (<const char *> sqe)[:SQE_SIZE]
 
     def complete_admin(self, uint16_t cid, uint32_t status, uint32_t dw0=0):
@@ -409,6 +423,8 @@ cdef class Engine:
             cid, status, dw0 = self.admin_pending.popleft()
             post_completion(cq, dw0, sq.head, 0, cid, status)
             posted = True
+        if posted:
+            self.tell_bus_error()
         if posted and self.state.vectors[0] >= 0:
             self.state.counters[0].interrupts += 1
             signal_fd(self.state.vectors[0])

@@ -98,7 +98,7 @@ def test_armed_the_next_update_rings_whatever_its_size(entries: int, data: st.Da
 
 
 @given(depths, st.lists(st.integers(1, 65534), min_size=1, max_size=60))
-def test_a_busy_ring_is_stored_to_twice_a_lap_and_rung_by_no_short_update(
+def test_a_busy_ring_is_stored_to_seldom_and_rung_by_no_short_update(
     entries: int, steps: list[int]
 ) -> None:
     """Nobody's store is late here: a driver less than half a lap ahead never rings."""
@@ -112,7 +112,7 @@ def test_a_busy_ring_is_stored_to_twice_a_lap_and_rung_by_no_short_update(
         ring.tail = new
         ring.consume(new)
         place, moved = new, moved + count
-    assert ring.stores - stores <= moved // max(1, (entries - 1) // 2) + 1
+    assert ring.stores - stores <= moved // max(1, (entries - 1) // 4) + 1
 
 
 @given(depths, st.data())

@@ -51,9 +51,7 @@ def _open_file(path: str, lba: int, read_only: bool) -> Backend:
         size = os.lseek(fd, 0, os.SEEK_END)
         _check_size(path, size, lba)
         memory, length = _go_direct(fd, lba)
-        return FileBackend(
-            fd, size, memory_align=memory, length_align=length, read_only=read_only
-        )
+        return FileBackend(fd, size, memory_align=memory, length_align=length, read_only=read_only)
     except BaseException:
         os.close(fd)
         raise

@@ -10,7 +10,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
-from shadowbell.dataplane.doorbells cimport take_register
+from shadowbell.dataplane.doorbells cimport post_register
 from shadowbell.dataplane.events cimport push_event, signal_fd
 from shadowbell.dataplane.includes.cpu cimport fence
 from shadowbell.dataplane.kick cimport ring_queue
@@ -209,8 +209,7 @@ cdef void doorbell_written(ThreadState *current, EngineState *engine, uint64_t o
         if value >= cq.entries:
             push_event(engine, EVENT_INVALID_VALUE, <uint16_t> qid, 1, 0, 0, 0)
             return
-        take_register(cq.head_doorbell, cq.head_eventidx != NULL, &cq.stored, &cq.host_stores,
-                      value)
+        post_register(cq.head_doorbell, cq.head_eventidx != NULL, &cq.posted, value)
         fence()  # whoever stalls sets it, then reads the head again; one of us sees the other's
         if cq.stalled:
             if qid == 0:
@@ -222,7 +221,7 @@ cdef void doorbell_written(ThreadState *current, EngineState *engine, uint64_t o
     if value >= sq.entries:
         push_event(engine, EVENT_INVALID_VALUE, <uint16_t> qid, 0, 0, 0, 0)
         return
-    take_register(sq.tail_doorbell, sq.tail_eventidx != NULL, &sq.stored, &sq.host_stores, value)
+    post_register(sq.tail_doorbell, sq.tail_eventidx != NULL, &sq.posted, value)
     if qid == 0:
         signal_fd(engine.notify_fd)
     else:

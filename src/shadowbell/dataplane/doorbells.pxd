@@ -24,8 +24,11 @@
 
 from libc.stdint cimport uint32_t
 
-from shadowbell.dataplane.includes.cpu cimport fence, load32, store32, swap_if32
+from shadowbell.dataplane.includes.cpu cimport exchange32, fence, load32, store32, swap_if32
 from shadowbell.dataplane.layout cimport CompletionQueue, SubmissionQueue
+
+cdef enum:
+    POSTED = 0x80000000        # a value is in the word
 
 
 cdef inline uint32_t distance(uint32_t start, uint32_t end, uint32_t entries) noexcept nogil:
@@ -43,12 +46,18 @@ cdef inline void store_eventidx(SubmissionQueue *sq, uint32_t value) noexcept no
     store32(sq.tail_eventidx, value)
 
 
-cdef inline void stay_awake(SubmissionQueue *sq, uint32_t tail) noexcept nogil:
-    """Keep EventIdx out of the host's reach, after entries up to sq.head were consumed."""
+cdef inline void stay_awake(SubmissionQueue *sq, uint32_t before, uint32_t tail) noexcept nogil:
+    """Keep EventIdx out of the host's reach, after entries from before up to sq.head were consumed.
+
+    Of a short batch it goes behind the first entry, not the last: the host may have stored the tail
+    that we consumed up to and not yet have looked at EventIdx.
+    """
     if sq.tail_eventidx == NULL:
         return
     if 2 * distance(sq.last_eventidx, tail, sq.entries) >= sq.entries:
-        store_eventidx(sq, behind(sq.head, sq.entries))
+        if 4 * distance(before, sq.head, sq.entries) > sq.entries:
+            before = sq.head
+        store_eventidx(sq, behind(before, sq.entries))
 
 
 cdef inline void wake(SubmissionQueue *sq) noexcept nogil:
@@ -87,19 +96,47 @@ cdef inline void arm_completions(CompletionQueue *cq) noexcept nogil:
         fence()
 
 
-cdef inline void take_register(uint32_t *slot, bint shadowed, uint32_t *stored, bint *host_stores,
+cdef inline void post_register(uint32_t *slot, bint shadowed, uint32_t *posted,
                                uint32_t value) noexcept nogil:
     """A doorbell register write arrived with its value, perhaps long after the host made it.
 
-    Unshadowed, the register is the truth. Shadowed, the slot is: a host that stores to it has
-    stored this value before it rang and perhaps a newer one since, so the slot must not go back.
-    But not every host stores: Linux and SPDK never shadow the admin queue. Until a host is seen
-    storing to a slot (it holds what we didn't put there), registers written for it go into it.
+    Unshadowed, the register is the truth. Shadowed, the queue's own thread decides (take_posted).
     """
-    if not shadowed:
-        store32(slot, value)
-    elif not host_stores[0]:
-        old = stored[0]
-        stored[0] = value  # before the slot changes, so that a reader of the slot takes it for ours
-        if not swap_if32(slot, old, value):
+    store32(posted if shadowed else slot, value | POSTED if shadowed else value)
+
+
+cdef inline uint32_t read_slot(uint32_t *slot, bint shadowed, uint32_t *stored,
+                               bint *host_stores, uint32_t *posted) noexcept nogil:
+    """The doorbell's value, as the queue's own thread may believe it.
+
+    Shadowed, the slot is the truth: a host that stores to it has stored before it rang, and perhaps a
+    newer value since, so the slot must not go back to a register's. But not every host stores: Linux
+    and SPDK never shadow the admin queue. Until a host is seen storing (the slot holds what we didn't
+    put there), register values go into the slot. Only one thread takes and reads, so that nothing
+    comes between the two.
+    """
+    cdef uint32_t value, old
+    if shadowed:
+        if load32(posted):
+            value = exchange32(posted, 0) & ~(<uint32_t> POSTED)
+            old = stored[0]
+            if not host_stores[0]:
+                if swap_if32(slot, old, value):
+                    stored[0] = value
+                else:
+                    host_stores[0] = True
+        value = load32(slot)
+        if value != stored[0]:
             host_stores[0] = True
+        return value
+    return load32(slot)
+
+
+cdef inline uint32_t read_tail(SubmissionQueue *sq) noexcept nogil:
+    return read_slot(sq.tail_doorbell, sq.tail_eventidx != NULL, &sq.stored, &sq.host_stores,
+                     &sq.posted)
+
+
+cdef inline uint32_t read_head(CompletionQueue *cq) noexcept nogil:
+    return read_slot(cq.head_doorbell, cq.head_eventidx != NULL, &cq.stored, &cq.host_stores,
+                     &cq.posted)

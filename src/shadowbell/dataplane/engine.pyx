@@ -27,7 +27,14 @@ from shadowbell.dataplane.channel cimport (
     take_doorbells,
 )
 from shadowbell.dataplane.dma cimport Memory, bus_error_count, translate
-from shadowbell.dataplane.doorbells cimport behind, distance, ignore_head
+from shadowbell.dataplane.doorbells cimport (
+    POSTED,
+    behind,
+    distance,
+    ignore_head,
+    read_head,
+    read_tail,
+)
 from shadowbell.dataplane.events cimport (
     lock_events,
     push_event,
@@ -372,20 +379,18 @@ cdef class Engine:
             return None
         if self.admin_pending:
             return None  # the host takes its completions first
-        tail = load32(sq.tail_doorbell)
+        tail = read_tail(sq)
         if tail == sq.head and sq.tail_eventidx != NULL:
             # Always armed: admin commands are rare, and who shadows this queue must ring each time.
             store32(sq.tail_eventidx, sq.head)
             fence()
-            tail = load32(sq.tail_doorbell)
+            tail = read_tail(sq)
         if tail == sq.head:
             return None
         if tail >= sq.entries:
             sq.dead = True
             push_event(self.state, EVENT_INVALID_VALUE, 0, 0, 0, 0, 0)
             return None
-        if sq.tail_eventidx != NULL and tail != sq.stored:
-            sq.host_stores = True
         memcpy(sqe, sq.pages[sq.head >> 6] + ((sq.head & 63) << 6), SQE_SIZE)
         sq.head = 0 if sq.head + 1 == sq.entries else sq.head + 1
         sq.counters.commands[OPCODES - 1] += 1
@@ -402,7 +407,7 @@ cdef class Engine:
         cdef uint32_t head
         cdef bint posted = False
         while self.admin_pending and cq != NULL and cq.reachable:
-            head = load32(cq.head_doorbell)
+            head = read_head(cq)
             if (head >= cq.entries or distance(cq.head, head, cq.entries)
                     > distance(cq.head, cq.tail, cq.entries)):
                 if not cq.stalled:
@@ -415,7 +420,7 @@ cdef class Engine:
                 if cq.head_eventidx != NULL:
                     store32(cq.head_eventidx, head)
                     fence()
-                if load32(cq.head_doorbell) == head:
+                if read_head(cq) == head:
                     break
                 continue
             cq.stalled = False
@@ -597,7 +602,8 @@ cdef class Engine:
         cq.reachable = self.resolve(self.places[qid, True], cq.entries * CQE_SIZE, cq.pages,
                                     DMA_WRITE_ACCESS)
         if cq.head_eventidx != NULL and shadow == NULL:
-            store32(word, cq.head)
+            store32(word, cq.posted & ~(<uint32_t> POSTED) if cq.posted else cq.head)
+            cq.posted = 0
         if cq.head_doorbell != word:
             cq.stored = load32(word)
             cq.host_stores = False
@@ -613,7 +619,8 @@ cdef class Engine:
         sq.reachable = self.resolve(self.places[qid, False], sq.entries * SQE_SIZE, sq.pages,
                                     DMA_READ_ACCESS) and sq.cq.reachable
         if sq.tail_eventidx != NULL and shadow == NULL:
-            store32(word, sq.head)
+            store32(word, sq.posted & ~(<uint32_t> POSTED) if sq.posted else sq.head)
+            sq.posted = 0
         if sq.tail_doorbell != word:
             sq.stored = load32(word)
             sq.host_stores = False

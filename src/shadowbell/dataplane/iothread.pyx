@@ -133,6 +133,7 @@ cdef enum Tag:
 cdef enum:
     RING_ENTRIES = 2048        # requests, sockets and a kick: submission never finds it full
     REAP = 64
+    READS = 8                  # of a client's socket in a round
     # A queue that found nothing for so long is armed and no longer polled, though the thread goes on.
     IDLE_QUEUE_NS = 1000000
 
@@ -519,12 +520,13 @@ cdef void channel_ready(ThreadState *thread, Channel *channel) noexcept nogil:
 cdef void read_channel(ThreadState *thread, Channel *channel) noexcept nogil:
     """Take doorbell writes; hand the channel to the control plane at anything else."""
     cdef uint32_t size
-    cdef int parsed, received
+    cdef int parsed, received, rounds = 0
     while True:
         parsed = take_doorbells(thread, channel, &size)
         if parsed != PARSED_NOTHING:
             break
-        received = receive(channel)
+        received = 0 if rounds == READS else receive(channel)  # others want their turn too
+        rounds += 1
         if received == 0:
             if not channel.polled:
                 await_channel(thread, channel)
@@ -540,6 +542,8 @@ cdef void tell_bus_error(ThreadState *thread) noexcept nogil:
     cdef uint32_t i
     thread.bus_errors_seen = load32(bus_error_count)
     for i in range(thread.queue_count):
+        if i and thread.queues[i].engine == thread.queues[i - 1].engine:
+            continue
         push_event(thread.queues[i].engine, EVENT_BUS_ERROR, thread.queues[i].qid, 0, 0, 0, 0)
 
 

@@ -47,7 +47,7 @@ cdef struct Segment:
     uint32_t access
     uint32_t mapping           # which file mapping it lies in
 
-# Replaced whole by the control plane, never edited under a reader.
+# Changed by the control plane, never under a reader: the engine is paused.
 cdef struct DmaTable:
     uint32_t count
     Segment *segments          # by iova, not overlapping
@@ -87,8 +87,9 @@ cdef struct CompletionQueue:
     uint32_t *head_eventidx    # NULL unless shadowed
     bint stalled               # a submission queue waits for room
     bint reachable             # all of its pages are mapped
-    uint32_t stored            # see take_register in doorbells.pxd
+    uint32_t stored            # see read_slot in doorbells.pxd
     bint host_stores
+    uint32_t posted            # a register value that the queue's own thread has yet to take
     uint16_t qid
     EngineState *engine
     ThreadState *thread
@@ -118,6 +119,7 @@ cdef struct SubmissionQueue:
     # which values are the truth once a shadow exists: see doorbells.pxd
     uint32_t stored            # the last value we put into the slot ourselves
     bint host_stores           # the host was seen storing to the slot
+    uint32_t posted            # a register value that the queue's own thread has yet to take
     int ioeventfd              # -1, or what the client may write instead of the register
     bint ioeventfd_awaited     # the thread's ring reads it
     bint ioeventfd_cancelled

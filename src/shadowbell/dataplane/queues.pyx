@@ -8,10 +8,13 @@ from shadowbell.dataplane.doorbells cimport (
     arm_completions,
     distance,
     ignore_head,
+    read_head,
+    read_tail,
     stay_awake,
 )
 from shadowbell.dataplane.events cimport push_event, signal_fd
-from shadowbell.dataplane.includes.cpu cimport load32, prefetch, ticks
+from shadowbell.dataplane.includes.cpu cimport prefetch, ticks
+from shadowbell.dataplane.kick cimport activate
 from shadowbell.dataplane.layout cimport (
     EVENT_INVALID_VALUE,
     SQE_SIZE,
@@ -30,19 +33,17 @@ cdef uint32_t serve(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
     """Fetch and start what the host has submitted; returns the number of commands."""
     cdef uint8_t sqe[SQE_SIZE]
     cdef const uint8_t *slot
-    cdef uint32_t tail, count, room, i
+    cdef uint32_t tail, count, room, before, i
     cdef uint64_t start
-    tail = load32(sq.tail_doorbell)
-    if tail == sq.head or sq.dead or not sq.reachable:
-        return 0
+    tail = read_tail(sq)
     if sq.qid == 0:
         return watch_admin(sq, tail)
+    if tail == sq.head or sq.dead or not sq.reachable:
+        return 0
     if tail >= sq.entries:
         sq.dead = True
         push_event(sq.engine, EVENT_INVALID_VALUE, sq.qid, 0, 0, 0, 0)
         return 0
-    if sq.tail_eventidx != NULL and tail != sq.stored:
-        sq.host_stores = True
     count = min(distance(sq.head, tail, sq.entries), <uint32_t> BATCH, thread.free_count)
     room = sq.cq.entries - 1 - distance(sq.cq.head, sq.cq.tail, sq.cq.entries)
     if room < sq.cq.reserved + count:
@@ -58,6 +59,7 @@ cdef uint32_t serve(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
     sq.inflight += count
     thread.finished_now = 0
     start = thread.now
+    before = sq.head
     for i in range(count):
         slot = sq.pages[sq.head >> 6] + ((sq.head & 63) << 6)
         memcpy(sqe, slot, SQE_SIZE)
@@ -66,7 +68,7 @@ cdef uint32_t serve(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
             sq.head = 0
         prefetch(sq.pages[sq.head >> 6] + ((sq.head & 63) << 6))
         start_command(thread, sq, sqe)
-    stay_awake(sq, tail)
+    stay_awake(sq, before, tail)
     if thread.finished_now:
         thread.now = ticks()
         sq.counters.latency[latency_bucket(ticks_to_ns(thread, thread.now - start))] += (
@@ -78,7 +80,7 @@ cdef uint32_t completion_room(CompletionQueue *cq) noexcept nogil:
     """Free slots of a queue that looks full, its head read anew; 0 leaves it armed and stalled."""
     cdef uint32_t head, room, used
     for _ in range(2):
-        head = load32(cq.head_doorbell)
+        head = read_head(cq)
         used = distance(cq.head, cq.tail, cq.entries)
         if head >= cq.entries or distance(cq.head, head, cq.entries) > used:
             # Only a head among the entries posted makes sense; the host is told and not believed.
@@ -89,12 +91,22 @@ cdef uint32_t completion_room(CompletionQueue *cq) noexcept nogil:
         cq.head = head
         room = cq.entries - 1 - distance(head, cq.tail, cq.entries)
         if room > cq.reserved:
-            cq.stalled = False
             ignore_head(cq)
+            if cq.stalled:
+                cq.stalled = False
+                rouse(cq)
             return room - cq.reserved
         cq.stalled = True
         arm_completions(cq)
     return 0
+
+
+cdef void rouse(CompletionQueue *cq) noexcept nogil:
+    """There is room again: whoever found it wakes the others, whose doorbells weren't armed."""
+    cdef uint32_t i
+    for i in range(1, cq.engine.max_queues + 1):
+        if cq.engine.sqs[i] != NULL and cq.engine.sqs[i].cq == cq:
+            activate(cq.thread, cq.engine.sqs[i])
 
 
 cdef uint32_t watch_admin(SubmissionQueue *sq, uint32_t tail) noexcept nogil:
@@ -102,6 +114,8 @@ cdef uint32_t watch_admin(SubmissionQueue *sq, uint32_t tail) noexcept nogil:
     if tail == sq.engine.admin_seen_tail:
         return 0
     sq.engine.admin_seen_tail = tail
+    if tail == sq.head:
+        return 0
     sq.counters.shadow_finds += 1
     signal_fd(sq.engine.notify_fd)
     return 1

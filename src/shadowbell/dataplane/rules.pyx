@@ -62,8 +62,9 @@ cdef class Ring:
         """What serve() does with a tail it has read: take all, then keep EventIdx out of reach."""
         if tail >= self.sq.entries:
             raise ValueError("no such tail")
+        cdef uint32_t before = self.sq.head
         self.sq.head = tail
-        doorbells.stay_awake(&self.sq, tail)
+        doorbells.stay_awake(&self.sq, before, tail)
 
     def arm(self):
         return doorbells.arm(&self.sq)
@@ -106,6 +107,7 @@ cdef class Slot:
     cdef readonly bint shadowed
     cdef uint32_t word
     cdef uint32_t stored_word
+    cdef uint32_t posted_word
     cdef bint stores
 
     def __cinit__(self, bint shadowed):
@@ -123,12 +125,11 @@ cdef class Slot:
         store32(&self.word, value)
 
     def take(self, uint32_t value):
-        """A register write arrived."""
-        doorbells.take_register(&self.word, self.shadowed, &self.stored_word, &self.stores, value)
+        """A register write arrived, and the queue's thread takes it."""
+        doorbells.post_register(&self.word, self.shadowed, &self.posted_word, value)
+        self.read()
 
     def read(self):
         """As serve() reads it: a value that isn't ours says that the host stores."""
-        cdef uint32_t value = load32(&self.word)
-        if self.shadowed and value != self.stored_word:
-            self.stores = True
-        return value
+        return doorbells.read_slot(&self.word, self.shadowed, &self.stored_word, &self.stores,
+                                   &self.posted_word)

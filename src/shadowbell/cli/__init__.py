@@ -1,4 +1,4 @@
-"""The command line: `shadowbell serve | qemu-args | demo | bench | version`.
+"""The command line: `shadowbell serve | qemu-args | demo | bench | lab | version`.
 
 Start to listening is a promise, so a command imports only what it needs, when it needs it.
 """
@@ -20,6 +20,7 @@ commands:
   qemu-args  print the QEMU arguments that attach to such a socket
   demo       make a disk, serve it, write and verify it, and measure
   bench      measure a disk: ours or another's, on a socket or in a guest
+  lab        show on KVM what an ioeventfd does with a doorbell
   version    print the version
 
 `shadowbell COMMAND --help` lists a command's options."""
@@ -59,12 +60,18 @@ def _command(name: str) -> Callable[[list[str]], int]:
             from shadowbell.cli.bench import bench
 
             return bench
+        case "lab":
+            from shadowbell.cli.lab import lab
+
+            return lab
         case "version" | "--version" | "-V":
             return _version
         case "help" | "--help" | "-h":
             return _help
     what = f"unknown command {name!r}" if name else "no command"
-    raise UserError(f"{what}: use serve, qemu-args, demo, bench or version (see shadowbell --help)")
+    raise UserError(
+        f"{what}: use serve, qemu-args, demo, bench, lab or version (see shadowbell --help)"
+    )
 
 
 def _version(arguments: list[str]) -> int:

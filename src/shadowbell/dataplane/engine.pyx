@@ -627,7 +627,7 @@ cdef class Engine:
         sq.tail_doorbell = word
         sq.tail_eventidx = &eventidx[slot] if eventidx != NULL else NULL
         sq.last_eventidx = behind(sq.head, sq.entries)
-        if shadow == NULL:
+        if self.shadow is None:  # not merely away: the client still has the descriptor
             self.withdraw_ioeventfd(sq)
 
     def region_io_fds(self):

@@ -192,6 +192,7 @@ def test_queues_bring_their_values(host: Host) -> None:
     backend = host.attach_memory()
     queue = host.queue(1)
     flush_all(queue, 5, 5)
+    wait_until(lambda: host.ledger(1).doorbells == queue.bells)
     shadow, _ = host.use_shadow()
     assert (host.word(shadow + 8), host.word(shadow + 12)) == (5, 5)
     flush_all(queue, 200, 7)
@@ -273,6 +274,27 @@ def test_shadow_pages_away_and_back(shadowed: Host) -> None:
         assert [c.cid for c in queue.drain(9)] == list(range(9)), turn
     with pytest.raises(Exception, match="mapped"):
         shadowed.engine.set_shadow(1 << 50, 1 << 50)
+
+
+def test_an_ioeventfd_outlives_an_absence_of_the_shadow(shadowed: Host) -> None:
+    """The client's hypervisor still has it, and asks no second time."""
+    queue = shadowed.queue(1)
+    ((offset, size, fd),) = shadowed.engine.region_io_fds()
+    assert (offset, size) == (0x1008, 4)
+    fd = os.dup(fd)
+    shadowed.engine.dma_unmap(0, shadowed.size)
+    assert shadowed.engine.region_io_fds() == []
+    shadowed.engine.dma_map(0, shadowed.size, shadowed.fd, 0, 3)
+    assert shadowed.shadow is not None
+    for i in range(3):
+        time.sleep(0.004)
+        queue.put(sqe(FLUSH, cid=i))
+        shadowed.store(shadowed.shadow[0] + 8, queue.tail)
+        os.eventfd_write(fd, 1)  # in place of the register
+        assert queue.wait().cid == i
+    os.close(fd)
+    shadowed.engine.reset()
+    assert shadowed.engine.region_io_fds() == []
 
 
 def test_reset_ends_shadowing(shadowed: Host) -> None:

@@ -58,7 +58,7 @@ class Completions:
     compare: Compare = linux
     host: tuple[Op, ...] = ORDER
     device: tuple[Op, ...] = ORDER
-    rouse: bool = False
+    rouse: bool = True
 
     def initial(self) -> State:
         n = self.entries

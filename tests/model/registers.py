@@ -1,4 +1,4 @@
-"""The mixed rule of `take_register`: doorbell registers taken late, beside a slot in memory.
+"""The mixed rule of `read_slot`: doorbell registers taken late, beside a slot in memory.
 
 A host that shadows stores each value to the slot, and for some of them writes the register too; one
 that doesn't only writes the register, each time. Register writes wait in the socket for as long as
@@ -32,14 +32,16 @@ class State(NamedTuple):
 @dataclass(frozen=True)
 class Registers:
     """``shadows``: whether the host stores to the slot. ``marks``: whether the device, reading the
-    slot, notes that the host stores (it does for submission queues, not for completion queues).
-    ``one_thread``: taking and reading don't overlap. ``waiting``: most messages under way.
+    slot, notes that the host stores. ``one_thread``: taking and reading don't overlap. ``forgets``:
+    queues are bound to their pages anew now and then, and what was known of the host is forgotten.
+    ``waiting``: most messages under way.
     """
 
     entries: int
     shadows: bool
     marks: bool = True
     one_thread: bool = False
+    forgets: bool = False
     waiting: int = 2
     values: int = 0  # how far the host goes; 0: two laps
 
@@ -56,6 +58,8 @@ class Registers:
 
     def steps(self, s: State) -> Iterator[tuple[str, State]]:
         yield from self._host(s)
+        if self.forgets and s.taking < 0 and s.reading < 0:
+            yield "device binds the queue anew", s._replace(stored=s.slot, host_stores=False)
         if s.taking < 0 and s.messages and not (self.one_thread and s.reading >= 0):
             yield from self._take(s)
         elif s.taking >= 0:

@@ -76,8 +76,9 @@ class Submission:
 
     ``driver`` and ``device``: the order of each side's store, fence and load. ``refresh`` "always"
     stores EventIdx after each look that found work, "half" as the code does, when half of the lap
-    is used up. ``dodge`` puts it behind what was consumed before, not now. ``silent``: the kinds of
-    unasked register writes that count as errors: "raced", "overran", "late".
+    is used up. ``place``: behind the first entry of a short batch, as the code does, or always
+    behind the head. ``sleeps`` False: the device polls for ever. ``silent``: the kinds of unasked
+    register writes that count as errors: "raced", "overran", "late".
     """
 
     entries: int
@@ -87,7 +88,8 @@ class Submission:
     driver: tuple[Op, ...] = ORDER
     device: tuple[Op, ...] = ORDER
     refresh: Literal["half", "always"] = "half"
-    dodge: bool = False
+    place: Literal["first", "head"] = "first"
+    sleeps: bool = True
     silent: frozenset[str] = frozenset()
 
     def initial(self) -> State:
@@ -207,12 +209,13 @@ class Submission:
                     f"device loads tail {s.shadow}, consumes {count}",
                     found._replace(head=s.head + count),
                 )
-            else:  # settle()
+            elif self.sleeps:  # settle()
                 yield "device has nothing to do, arms", s._replace(where="arm", arm_step=0)
         elif s.where == "consumed":  # stay_awake()
             after = s._replace(where="poll", looked=s.head, before=s.head)
             if self.refresh == "always" or 2 * distance(s.last_event, s.looked, n) >= n:
-                after = self._event(after, (s.before if self.dodge else s.head) - 1, False)
+                short = 4 * (s.head - s.before) <= n and self.place == "first"
+                after = self._event(after, (s.before if short else s.head) - 1, False)
             yield f"device keeps awake, EventIdx {after.last_event}", after
         elif s.where == "arm":
             yield from self._arm(s)

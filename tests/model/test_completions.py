@@ -28,13 +28,13 @@ def test_every_mistake_loses_a_wake_up(compare: Compare, side: str, mistake: str
 @BOTH
 @pytest.mark.parametrize("entries", [2, 3])
 def test_shared_by_two_submission_queues(compare: Compare, entries: int) -> None:
-    result = explore(Completions(entries, queues=2, depth=1, compare=compare, rouse=True))
+    result = explore(Completions(entries, queues=2, depth=1, compare=compare))
     assert result.holds, result.story()
 
 
 def test_whoever_finds_room_must_rouse_the_others() -> None:
     """One queue sleeps, the other finds the room and disarms: nobody is told of the next head."""
-    result = explore(Completions(2, queues=2, depth=1))
+    result = explore(Completions(2, queues=2, depth=1, rouse=False))
     assert "LOST WAKE-UP" in result.trace[-1]
     print(result.story())
 

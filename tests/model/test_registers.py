@@ -37,6 +37,13 @@ def test_one_thread_must_take_and_read(shadows: bool, breaks: str) -> None:
     print(result.story())
 
 
+def test_who_stores_must_not_be_forgotten() -> None:
+    """Else a register write from before is believed again, and newer stores are undone."""
+    result = explore(Registers(4, shadows=True, one_thread=True, forgets=True))
+    assert "WENT BACK" in result.trace[-1]
+    print(result.story())
+
+
 def test_compiled_rule_for_each_host() -> None:
     quiet = Slot(shadowed=True)
     for value in (1, 2, 3, 0, 1):

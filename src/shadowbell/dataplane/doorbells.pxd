@@ -93,7 +93,7 @@ cdef inline void arm_completions(CompletionQueue *cq) noexcept nogil:
     """Ask to be rung when the host moves the head of a full queue; read the head again afterwards."""
     if cq.head_eventidx != NULL:
         store32(cq.head_eventidx, cq.head)
-        fence()
+    fence()  # trapped heads too: whoever stores one looks at stalled next
 
 
 cdef inline void post_register(uint32_t *slot, bint shadowed, uint32_t *posted,

@@ -563,9 +563,11 @@ cdef class Engine:
         for qid in range(self.state.max_queues + 1):
             if self.state.sqs[qid] != NULL:
                 store32(&shadow[2 * qid], load32(&self.state.doorbells[2 * qid]))
+                self.state.sqs[qid].host_stores = False
                 store32(&eventidx[2 * qid], self.state.sqs[qid].head)
             if self.state.cqs[qid] != NULL:
                 store32(&shadow[2 * qid + 1], load32(&self.state.doorbells[2 * qid + 1]))
+                self.state.cqs[qid].host_stores = False
 
     cdef void clear_slot(self, uint32_t slot):
         """A new queue starts at 0, whatever the buffer held: old Linux leaves stale values."""
@@ -604,9 +606,8 @@ cdef class Engine:
         if cq.head_eventidx != NULL and shadow == NULL:
             store32(word, cq.posted & ~(<uint32_t> POSTED) if cq.posted else cq.head)
             cq.posted = 0
-        if cq.head_doorbell != word:
+        if cq.head_eventidx == NULL:  # from one page to another, what was learned stays true
             cq.stored = load32(word)
-            cq.host_stores = False
         cq.head_doorbell = word
         cq.head_eventidx = &eventidx[slot] if eventidx != NULL else NULL
         if not cq.stalled:
@@ -621,9 +622,8 @@ cdef class Engine:
         if sq.tail_eventidx != NULL and shadow == NULL:
             store32(word, sq.posted & ~(<uint32_t> POSTED) if sq.posted else sq.head)
             sq.posted = 0
-        if sq.tail_doorbell != word:
+        if sq.tail_eventidx == NULL:
             sq.stored = load32(word)
-            sq.host_stores = False
         sq.tail_doorbell = word
         sq.tail_eventidx = &eventidx[slot] if eventidx != NULL else NULL
         sq.last_eventidx = behind(sq.head, sq.entries)

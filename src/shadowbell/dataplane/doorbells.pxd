@@ -10,10 +10,11 @@
 #
 # In a queue of N entries this is true exactly when EventIdx lies in [old, new) on the ring.
 #
-# Awake, EventIdx is kept right behind what we consumed: (head - 1) mod N. At most N - 1 entries are
-# ever outstanding, so no update the host may make can reach it. A stale EventIdx is still unreachable
-# while the host's next tail stays short of it, so it is stored again only when the host has used up
-# half of that distance: each store takes a cache line from the host.
+# Awake, EventIdx is kept behind what we consumed: (head - 1) mod N. At most N - 1 entries are ever
+# outstanding, so no update the host makes can reach a fresh one. Each store takes a cache line from
+# the host, so it is stored again only when the host has used up half of the distance. A host with
+# more than about a quarter of the ring outstanding can therefore pass a stale one and ring for
+# nothing, once a lap at most; tests/model has the exact bounds. Work is never lost by it.
 #
 # Asleep, EventIdx is the tail itself: the very next update passes it. The host stores its tail and
 # then reads EventIdx; we store EventIdx and then read the tail. With a full fence between the two on

@@ -71,12 +71,14 @@ def probe_qemu(program: Path) -> tuple[int, int] | None:
         match = re.search(r"version (\d+)\.(\d+)", said.stdout)
         if match is None or (version := (int(match[1]), int(match[2]))) < OLDEST_QEMU:
             return None
-        devices = subprocess.run(
-            [program, "-device", "help"], capture_output=True, text=True, timeout=30
+        # Not the list of all devices: for that QEMU loads every module it can find, and dies of
+        # those that another QEMU on this system has.
+        device = subprocess.run(
+            [program, "-device", "vfio-user-pci,help"], capture_output=True, text=True, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return version if '"vfio-user-pci"' in devices.stdout else None
+    return version if device.stdout.startswith("vfio-user-pci options") else None
 
 
 def find_qemu() -> Qemu | None:

@@ -4,7 +4,7 @@ Memory order and laps are as in `submission`. Submission queues are cut down to 
 how many commands wait in each, and whether the device polls it, sleeps with its tail armed (a new
 command then wakes it, as `submission` shows), or sleeps because the completion queue was full.
 
-The device is `serve` and `completion_room` of `dataplane/queues.pyx`, `settle` of `iothread.pyx`
+The device is `serve` and `completion_room` of `dataplane/queues.pyx`, `settle` of `loop.pyx`
 and the head's part of `doorbell_written` in `channel.pyx`.
 """
 

@@ -1,4 +1,4 @@
-# Waking an IOThread, and putting a queue among those it polls.
+# Waking an IOThread, and the queues it polls: putting one among them, taking one out.
 
 from libc.stdint cimport uint32_t
 
@@ -24,6 +24,15 @@ cdef inline void activate(ThreadState *thread, SubmissionQueue *sq) noexcept nog
         thread.active_count += 1
         thread.mapped_count += sq.engine.mapped
         wake(sq)
+
+
+cdef inline void retire(ThreadState *thread, uint32_t i) noexcept nogil:
+    """Take an armed queue from the polled ones."""
+    cdef SubmissionQueue *sq = thread.active[i]
+    sq.active = False
+    thread.mapped_count -= sq.engine.mapped
+    thread.active_count -= 1
+    thread.active[i] = thread.active[thread.active_count]
 
 
 cdef inline void ring_queue(ThreadState *current, SubmissionQueue *sq) noexcept nogil:

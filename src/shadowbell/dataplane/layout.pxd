@@ -1,7 +1,7 @@
 # The data plane's floor plan: every structure that an IOThread touches per command.
 #
 # Who may write what: a queue and its requests belong to the IOThread that serves it. The control
-# plane changes them only while the engine is paused on that thread (iothread.pyx), so the hot path
+# plane changes them only while the engine is paused on that thread (operations.pyx), so the hot path
 # takes no lock and sees no half-made change.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t

@@ -1,0 +1,3 @@
+from shadowbell.dataplane.layout cimport ThreadState
+
+cdef void run(ThreadState *thread) noexcept nogil

@@ -1,0 +1,190 @@
+"""An IOThread's loop, and the one place where it waits.
+
+A round: take an operation of the control plane's, reap the ring, serve the polled queues, submit
+once, raise each completion queue's interrupt at most once. When nothing has moved for a while
+(pacing.pxd), every queue is armed (doorbells.pxd) and the thread sleeps in its ring, where storage
+completions, the clients' sockets and kicks all arrive.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from shadowbell.dataplane.arrivals cimport reap
+from shadowbell.dataplane.commands cimport retry_waiting
+from shadowbell.dataplane.dma cimport bus_error_count
+from shadowbell.dataplane.doorbells cimport arm
+from shadowbell.dataplane.events cimport push_event, signal_fd
+from shadowbell.dataplane.includes.cpu cimport exchange32, fence, load32, relax, store32, ticks
+from shadowbell.dataplane.includes.uring cimport (
+    __kernel_timespec,
+    io_uring_cqe,
+    io_uring_get_events,
+    io_uring_sq_ready,
+    io_uring_submit,
+    io_uring_submit_and_wait,
+    io_uring_submit_and_wait_timeout,
+    uring_pending,
+    uring_ready,
+)
+from shadowbell.dataplane.kick cimport activate, retire
+from shadowbell.dataplane.layout cimport (
+    EVENT_BUS_ERROR,
+    OP_STOP,
+    CompletionQueue,
+    SubmissionQueue,
+    ThreadState,
+)
+from shadowbell.dataplane.operations cimport operate
+from shadowbell.dataplane.pacing cimport (
+    LONG_SLEEP_NS,
+    NAP_GAP_NS,
+    idle_span,
+    in_ticks,
+    learn_gap,
+    nap_ns,
+    worth_polling,
+)
+from shadowbell.dataplane.queues cimport completion_room, serve
+from shadowbell.dataplane.ring cimport await_kick
+
+cdef enum:
+    # A queue that found nothing for so long is armed and no longer polled, though the thread goes on.
+    IDLE_QUEUE_NS = 1000000
+
+
+cdef void run(ThreadState *thread) noexcept nogil:
+    cdef uint64_t last_work
+    cdef uint64_t shortest_idle = in_ticks(thread, IDLE_QUEUE_NS)
+    cdef bint busy
+    await_kick(thread)
+    thread.now = last_work = ticks()
+    while True:
+        busy = False
+        thread.now = ticks()
+        if load32(&thread.mailbox.posted) != thread.mailbox.done:
+            if thread.mailbox.kind == OP_STOP:
+                thread.mailbox.done = thread.mailbox.posted
+                signal_fd(thread.done_fd)
+                return
+            busy = operate(thread)
+        if load32(&thread.kicked):
+            take_kicks(thread)
+        if uring_pending(&thread.block.ring):
+            io_uring_get_events(&thread.block.ring)
+        if uring_ready(&thread.block.ring):
+            reap(thread)
+            busy = True
+        if thread.waiting != NULL and retry_waiting(thread):
+            busy = True
+        if serve_active(thread, max(shortest_idle, idle_span(thread))):
+            busy = True
+        if io_uring_sq_ready(&thread.block.ring):
+            io_uring_submit(&thread.block.ring)
+        if thread.interrupts != NULL:
+            raise_interrupts(thread)
+        if thread.bus_errors_seen != load32(bus_error_count):
+            tell_bus_error(thread)
+        if busy:
+            learn_gap(thread, gap_until(thread, last_work))
+            last_work = thread.now
+        elif worth_polling(thread, thread.now - last_work):
+            relax()
+        else:
+            rest(thread, last_work)
+
+
+cdef bint serve_active(ThreadState *thread, uint64_t idle_queue) noexcept nogil:
+    cdef SubmissionQueue *sq
+    cdef bint busy = False
+    cdef uint32_t i = 0
+    while i < thread.active_count:
+        sq = thread.active[i]
+        if serve(thread, sq):
+            sq.idle_since = thread.now
+            busy = True
+        elif thread.now - sq.idle_since > idle_queue and not sq.engine.mapped and settle(sq):
+            retire(thread, i)
+            continue
+        i += 1
+    return busy
+
+
+cdef bint settle(SubmissionQueue *sq) noexcept nogil:
+    """See to it that the next thing to do for a queue wakes us; False: there is something now."""
+    if sq.dead or not sq.reachable:
+        return True  # nothing can be done before the control plane changes it
+    if sq.cq.stalled and completion_room(sq.cq) == 0:
+        return True  # its completion queue's head is armed
+    return arm(sq)
+
+
+cdef void take_kicks(ThreadState *thread) noexcept nogil:
+    cdef uint32_t i
+    exchange32(&thread.kicked, 0)
+    for i in range(thread.queue_count):
+        if thread.queues[i].engine == thread.pausing:
+            continue  # resuming looks at all of its queues
+        if load32(&thread.queues[i].rung) and exchange32(&thread.queues[i].rung, 0):
+            activate(thread, thread.queues[i])
+
+
+cdef void rest(ThreadState *thread, uint64_t last_work) noexcept nogil:
+    """Nap, or arm every polled queue and sleep; come back at once when one has work."""
+    cdef uint64_t nap = 0
+    cdef uint32_t i = 0
+    cdef io_uring_cqe *cqe = NULL
+    cdef __kernel_timespec timeout
+    if thread.active_count:
+        nap = nap_ns(thread, thread.now - last_work)
+    store32(&thread.sleeping, 1)
+    fence()
+    while nap == 0 and i < thread.active_count:
+        if thread.free_count == 0:
+            i += 1  # the end of a command will wake us
+        elif settle(thread.active[i]):
+            retire(thread, i)
+        else:
+            store32(&thread.sleeping, 0)
+            return
+    if load32(&thread.kicked) or load32(&thread.mailbox.posted) != thread.mailbox.done:
+        store32(&thread.sleeping, 0)
+        return
+    thread.rested_at = thread.now
+    if nap:
+        timeout.tv_sec = 0
+        timeout.tv_nsec = nap
+        io_uring_submit_and_wait_timeout(&thread.block.ring, &cqe, 1, &timeout, NULL)
+    else:
+        io_uring_submit_and_wait(&thread.block.ring, 1)
+    store32(&thread.sleeping, 0)
+
+
+cdef uint64_t gap_until(ThreadState *thread, uint64_t last_work) noexcept nogil:
+    """The gap that this round's work ended, as pacing.pxd counts it."""
+    cdef uint64_t rested = thread.rested_at
+    if rested <= last_work:
+        return thread.now - last_work  # it was polled through
+    if thread.now - rested > in_ticks(thread, LONG_SLEEP_NS):
+        return min(thread.now - last_work, in_ticks(thread, 8 * NAP_GAP_NS))
+    return rested - last_work
+
+
+cdef void raise_interrupts(ThreadState *thread) noexcept nogil:
+    cdef CompletionQueue *cq = thread.interrupts
+    cdef int fd
+    while cq != NULL:
+        cq.raise_interrupt = False
+        fd = cq.engine.vectors[cq.vector]
+        if fd >= 0:
+            cq.engine.counters[cq.qid].interrupts += 1
+            signal_fd(fd)
+        cq = cq.next_interrupt
+    thread.interrupts = NULL
+
+
+cdef void tell_bus_error(ThreadState *thread) noexcept nogil:
+    cdef uint32_t i
+    thread.bus_errors_seen = load32(bus_error_count)
+    for i in range(thread.queue_count):
+        if i and thread.queues[i].engine == thread.queues[i - 1].engine:
+            continue
+        push_event(thread.queues[i].engine, EVENT_BUS_ERROR, thread.queues[i].qid, 0, 0, 0, 0)

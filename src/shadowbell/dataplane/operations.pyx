@@ -1,0 +1,104 @@
+"""What the control plane asks of an IOThread: to let go of an engine and to take it up again."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from shadowbell.dataplane.arrivals cimport read_if_ours
+from shadowbell.dataplane.events cimport signal_fd
+from shadowbell.dataplane.kick cimport activate, retire
+from shadowbell.dataplane.layout cimport (
+    MAX_QUEUES,
+    OP_CHANNEL_CLOSE,
+    OP_CHANNEL_OPEN,
+    OP_PAUSE,
+    OP_RESUME,
+    OWNER_NONE,
+    Channel,
+    EngineState,
+    SubmissionQueue,
+    ThreadState,
+)
+from shadowbell.dataplane.ring cimport TAG_CHANNEL, await_ioeventfd, cancel, cancel_ioeventfd
+
+
+cdef bint operate(ThreadState *thread) noexcept nogil:
+    """Do the posted operation, or as much of it as can be done now."""
+    cdef EngineState *engine = thread.mailbox.engine
+    cdef int kind = thread.mailbox.kind
+    if kind == OP_PAUSE:
+        if not pause(thread, engine):
+            return False
+    elif kind == OP_RESUME:
+        resume(thread, engine)
+    elif kind == OP_CHANNEL_OPEN:
+        read_if_ours(thread, engine.channel)
+    elif kind == OP_CHANNEL_CLOSE:
+        if not close_channel(thread, engine.channel):
+            return False
+    thread.mailbox.done = thread.mailbox.posted
+    signal_fd(thread.done_fd)
+    return True
+
+
+cdef bint pause(ThreadState *thread, EngineState *engine) noexcept nogil:
+    """Stop fetching from an engine's queues; True when none of its commands is under way."""
+    cdef uint32_t i
+    cdef bint drained = True
+    if thread.pausing != engine:
+        thread.pausing = engine
+        i = 0
+        while i < thread.active_count:
+            if thread.active[i].engine == engine:
+                retire(thread, i)
+            else:
+                i += 1
+        if engine.channel != NULL and engine.channel.thread == thread:
+            engine.channel.held = True
+    for i in range(thread.queue_count):
+        if thread.queues[i].engine != engine:
+            continue
+        if thread.queues[i].inflight:
+            drained = False
+        if thread.queues[i].ioeventfd_awaited:
+            cancel_ioeventfd(thread, thread.queues[i])
+            drained = False
+    if not drained:
+        return False
+    i = 0
+    while i < thread.queue_count:
+        if thread.queues[i].engine == engine:
+            thread.queue_count -= 1
+            thread.queues[i] = thread.queues[thread.queue_count]
+        else:
+            i += 1
+    thread.pausing = NULL
+    return True
+
+
+cdef void resume(ThreadState *thread, EngineState *engine) noexcept nogil:
+    """Serve the engine's queues as they are now; the control plane has counted them."""
+    cdef uint32_t i
+    cdef SubmissionQueue *sq
+    for i in range(MAX_QUEUES):
+        sq = engine.sqs[i]
+        if sq != NULL and sq.thread == thread:
+            sq.rung = 0
+            sq.active = False
+            thread.queues[thread.queue_count] = sq
+            thread.queue_count += 1
+            activate(thread, sq)
+            if sq.ioeventfd >= 0:
+                await_ioeventfd(thread, sq)
+    if engine.channel != NULL and engine.channel.thread == thread:
+        engine.channel.held = False
+        read_if_ours(thread, engine.channel)
+
+
+cdef bint close_channel(ThreadState *thread, Channel *channel) noexcept nogil:
+    """True when the ring no longer knows the channel."""
+    channel.owner = OWNER_NONE
+    if not channel.polled:
+        return True
+    if not channel.ready:
+        channel.ready = True  # cancel once
+        cancel(thread, <uint64_t> channel | TAG_CHANNEL)
+    return False

@@ -1,0 +1,68 @@
+# What an IOThread has in its io_uring, besides the back ends' requests: its kicks, the clients' sockets
+# and the doorbells' ioeventfds. What a completion's user_data points to is told by its low bits.
+
+from libc.stdint cimport uint64_t
+
+from shadowbell.dataplane.includes.uring cimport (
+    POLLIN,
+    POLLRDHUP,
+    io_uring_get_sqe,
+    io_uring_prep_cancel64,
+    io_uring_prep_poll_add,
+    io_uring_prep_read,
+    io_uring_sqe,
+    io_uring_sqe_set_data64,
+    io_uring_submit,
+)
+from shadowbell.dataplane.layout cimport Channel, SubmissionQueue, ThreadState
+
+cdef enum Tag:
+    TAG_REQUEST = 0
+    TAG_KICK = 1
+    TAG_CHANNEL = 2
+    TAG_IGNORE = 3
+    TAG_IOEVENTFD = 4
+    TAG_MASK = 7
+
+
+cdef inline io_uring_sqe *next_sqe(ThreadState *thread) noexcept nogil:
+    """A free ring entry; the ring is larger than all that can be under way."""
+    cdef io_uring_sqe *sqe = io_uring_get_sqe(&thread.block.ring)
+    while sqe == NULL:
+        io_uring_submit(&thread.block.ring)
+        sqe = io_uring_get_sqe(&thread.block.ring)
+    return sqe
+
+
+cdef inline void await_kick(ThreadState *thread) noexcept nogil:
+    cdef io_uring_sqe *sqe = next_sqe(thread)
+    io_uring_prep_read(sqe, thread.kick_fd, &thread.kick_value, sizeof(uint64_t), 0)
+    io_uring_sqe_set_data64(sqe, TAG_KICK)
+
+
+cdef inline void await_channel(ThreadState *thread, Channel *channel) noexcept nogil:
+    cdef io_uring_sqe *sqe = next_sqe(thread)
+    io_uring_prep_poll_add(sqe, channel.fd, POLLIN | POLLRDHUP)
+    io_uring_sqe_set_data64(sqe, <uint64_t> channel | TAG_CHANNEL)
+    channel.polled = True
+
+
+cdef inline void await_ioeventfd(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
+    cdef io_uring_sqe *sqe = next_sqe(thread)
+    io_uring_prep_read(sqe, sq.ioeventfd, &sq.ioeventfd_value, sizeof(uint64_t), 0)
+    io_uring_sqe_set_data64(sqe, <uint64_t> sq | TAG_IOEVENTFD)
+    sq.ioeventfd_awaited = True
+    sq.ioeventfd_cancelled = False
+
+
+cdef inline void cancel(ThreadState *thread, uint64_t data) noexcept nogil:
+    """What is cancelled still completes, and says so under its own tag."""
+    cdef io_uring_sqe *sqe = next_sqe(thread)
+    io_uring_prep_cancel64(sqe, data, 0)
+    io_uring_sqe_set_data64(sqe, TAG_IGNORE)
+
+
+cdef inline void cancel_ioeventfd(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
+    if not sq.ioeventfd_cancelled:
+        sq.ioeventfd_cancelled = True
+        cancel(thread, <uint64_t> sq | TAG_IOEVENTFD)

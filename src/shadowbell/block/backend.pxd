@@ -17,15 +17,33 @@ cdef enum BlockFlag:
     BLOCK_UNMAP = 2  # a BLOCK_ZERO may free the space
 
 cdef enum Submitted:
-    BLOCK_PENDING = 0  # advance() will be called with the ring's result
+    BLOCK_PENDING = 0  # advance() will be called with the ring's result, or complete() will be
     BLOCK_DONE = 1     # request.result is set
     BLOCK_BUSY = 2     # no room in the ring or among the bounce buffers: try again later
 
 cdef enum:
     BOUNCE_SIZE = 1048576
     BOUNCE_COUNT = 16
+    MAX_CONTEXTS = 64  # IOThreads of a process; config.py has the same limit
+
+ctypedef int (*submit_function)(BlockContext *, BlockRequest *) noexcept nogil
+ctypedef int (*advance_function)(BlockContext *, BlockRequest *, int) noexcept nogil
+ctypedef void (*note_function)(BlockContext *, Note *) noexcept nogil
+ctypedef void (*source_function)(BlockContext *, Source *, uint32_t events) noexcept nogil
+ctypedef void (*complete_function)(BlockContext *, BlockRequest *, int result) noexcept nogil
+ctypedef void (*wake_function)(BlockContext *) noexcept nogil
+ctypedef int (*enter_function)(BlockContext *, BlockState *) noexcept nogil
+ctypedef bint (*leave_function)(BlockContext *, BlockState *) noexcept nogil
+ctypedef void (*urge_function)(BlockContext *, BlockState *, bint urgent) noexcept nogil
+
+# What any thread may say to an IOThread: sources.pxd.
+cdef struct Note:
+    Note *next
+    note_function take
+    void *owner            # its poster's own
 
 cdef struct BlockRequest:
+    Note note              # first: brings the result from another thread
     BlockState *backend
     iovec *iov             # the host's memory, niov pieces, length bytes in all
     uint64_t offset        # bytes
@@ -37,17 +55,35 @@ cdef struct BlockRequest:
     int result             # 0 or -errno
     uint8_t op
     uint8_t flags
-    uint8_t stage          # the back end's own
+    uint8_t stage          # the back end's own, as is all that follows
+    BlockContext *context  # where it was submitted
+    BlockRequest *next
+    BlockRequest *previous
+    uint64_t start         # ns of CLOCK_MONOTONIC
 
-# Per IOThread: the ring that its back ends submit to, and its bounce buffers.
+# A descriptor or a timer of a back end's in an IOThread: sources.pxd. A new one has fd -1.
+cdef struct Source:
+    source_function ready
+    void *owner            # the back end's own
+    int fd                 # what is to be polled, -1: nothing
+    uint32_t events        # and for what
+    bint polled            # the ring polls it, or what was asked for before
+    bint stale
+    uint64_t due           # ns of CLOCK_MONOTONIC, 0: no timer
+    Source *next_timed
+
+# Per IOThread: the ring that its back ends submit to, its bounce buffers, what its back ends wait for.
 cdef struct BlockContext:
     io_uring ring
     uint8_t *bounce_area
     void *bounce_free[BOUNCE_COUNT]
     uint32_t bounce_left
-
-ctypedef int (*submit_function)(BlockContext *, BlockRequest *) noexcept nogil
-ctypedef int (*advance_function)(BlockContext *, BlockRequest *, int) noexcept nogil
+    uint32_t index         # of the thread: a back end's state there is its locals[index]
+    Note *notes            # the last one posted
+    uint64_t next_due      # ns: the first timer; 0: none
+    Source *timed
+    complete_function complete  # ends a request that was pending
+    wake_function wake          # from any thread: see to it that notes are looked at
 
 cdef struct BlockState:
     submit_function submit
@@ -59,6 +95,12 @@ cdef struct BlockState:
     uint32_t length_align  # and of the length of each piece
     bint can_punch         # file: cleared when the kernel says it can't
     bint can_zero
+    # A back end with state of its own in each IOThread; NULL for the others. All run on that thread.
+    enter_function enter   # before the first request; 0 or -errno
+    leave_function leave   # after the last; called again each round until it returns True
+    urge_function urge     # an engine wants its requests to end, soon and if need be by an error
+    void *own              # what the threads share
+    void *locals[MAX_CONTEXTS]
 
 cdef inline void *bounce_take(BlockContext *context) noexcept nogil:
     if context.bounce_left == 0:
@@ -73,6 +115,7 @@ cdef inline void bounce_give(BlockContext *context, void *buffer) noexcept nogil
 cdef class Backend:
     cdef BlockState state
     cdef bint closed
+    cdef int attached      # namespaces that use it
     cdef readonly str kind
     cdef readonly bint read_only
     cdef readonly bint supports_discard

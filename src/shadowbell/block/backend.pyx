@@ -8,7 +8,9 @@ cdef class Backend:
 
     A subclass fills ``state`` with its two functions and calls nothing of Python's in them. Both run
     on an IOThread: ``submit`` starts a request, ``advance`` is given each completion of the ring
-    that belongs to it. A request ends when either returns ``BLOCK_DONE``.
+    that belongs to it. A request ends when either returns ``BLOCK_DONE``, or by
+    ``context.complete``: what doesn't go through io_uring waits in the IOThread as ``sources.pxd``
+    says.
     """
 
     def __cinit__(self):

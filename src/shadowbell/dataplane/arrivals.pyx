@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from shadowbell.block.backend cimport Source
+from shadowbell.block.sources cimport TAG_SOURCE, polled
 from shadowbell.dataplane.channel cimport PARSED_NOTHING, receive, take_doorbells
 from shadowbell.dataplane.commands cimport advance_command
 from shadowbell.dataplane.events cimport signal_fd
@@ -51,6 +53,8 @@ cdef void reap(ThreadState *thread) noexcept nogil:
             channel_ready(thread, <Channel *> (data & ~(<uint64_t> TAG_MASK)))
         elif data & TAG_MASK == TAG_IOEVENTFD:
             ioeventfd_ready(thread, <SubmissionQueue *> (data & ~(<uint64_t> TAG_MASK)))
+        elif data & TAG_MASK == TAG_SOURCE:
+            polled(&thread.block, <Source *> (data & ~(<uint64_t> TAG_MASK)), cqes[i].res)
     io_uring_cq_advance(&thread.block.ring, count)
 
 

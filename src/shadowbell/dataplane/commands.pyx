@@ -7,7 +7,7 @@ namespaces flushes one after the other.
 Not implemented: Write Uncorrectable, Copy, reservations, fused operations, metadata.
 """
 
-from libc.errno cimport EFAULT, ENOSPC, EOPNOTSUPP, EROFS
+from libc.errno cimport EAGAIN, EFAULT, ENOSPC, EOPNOTSUPP, EROFS, ETIMEDOUT
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -22,6 +22,8 @@ from shadowbell.block.backend cimport (
     BLOCK_WRITE,
     BLOCK_ZERO,
     BOUNCE_SIZE,
+    BlockContext,
+    BlockRequest,
     bounce_give,
     bounce_take,
 )
@@ -63,6 +65,7 @@ from shadowbell.dataplane.status cimport (
     INVALID_FIELD_IN_COMMAND,
     INVALID_NAMESPACE_OR_FORMAT,
     LBA_OUT_OF_RANGE,
+    NAMESPACE_NOT_READY,
     NAMESPACE_WRITE_PROTECTED,
     SUCCESS,
     UNRECOVERED_READ_ERROR,
@@ -253,8 +256,18 @@ cdef void proceed(ThreadState *thread, Request *request, bint later) noexcept no
 
 cdef void advance_command(ThreadState *thread, Request *request, int res) noexcept nogil:
     """A completion of the ring belongs to this command."""
-    if request.block.backend.advance(&thread.block, &request.block, res) != BLOCK_DONE:
-        return
+    if request.block.backend.advance(&thread.block, &request.block, res) == BLOCK_DONE:
+        go_on(thread, request)
+
+
+cdef void complete_command(BlockContext *context, BlockRequest *block,
+                           int result) noexcept nogil:
+    """A back end has ended the pending request of a command, on the command's own IOThread."""
+    block.result = result
+    go_on(<ThreadState *> context, <Request *> block)
+
+
+cdef void go_on(ThreadState *thread, Request *request) noexcept nogil:
     if step_over(request):
         finish_command(thread, request, outcome(request), True)
     else:
@@ -341,6 +354,8 @@ cdef uint32_t outcome(Request *request) noexcept nogil:
         return CAPACITY_EXCEEDED
     if result == -EROFS:
         return NAMESPACE_WRITE_PROTECTED | DO_NOT_RETRY
+    if result == -EAGAIN or result == -ETIMEDOUT:
+        return NAMESPACE_NOT_READY  # what it lives on can't be reached now
     request.sq.counters.media_errors += 1
     if request.block.op == BLOCK_READ:
         return UNRECOVERED_READ_ERROR

@@ -30,6 +30,8 @@ from shadowbell.dataplane.layout cimport (
     MAX_NAMESPACES,
     MAX_QUEUES,
     MAX_VECTORS,
+    OP_ENTER,
+    OP_LEAVE,
     OP_PAUSE,
     OP_RESUME,
     OWNER_THREAD,
@@ -328,6 +330,11 @@ cdef class Engine:
         entry.lba_shift = lba_shift
         entry.blocks = backend.state.size >> lba_shift
         entry.read_only = read_only
+        try:
+            self.enter(backend)
+        except BaseException:
+            free(entry)
+            raise
         with self.paused():
             self.state.namespaces[nsid - 1] = entry
         self.backends[nsid] = backend
@@ -338,7 +345,29 @@ cdef class Engine:
         with self.paused():
             free(self.state.namespaces[nsid - 1])
             self.state.namespaces[nsid - 1] = NULL
-        del self.backends[nsid]
+        self.leave(self.backends.pop(nsid))
+
+    cdef int enter(self, Backend backend) except -1:
+        """Make the back end's state in the IOThreads, unless another namespace has."""
+        cdef IOThread thread
+        backend.attached += 1
+        if backend.state.enter == NULL or backend.attached > 1:
+            return 0
+        for thread in self.threads:
+            thread.post(OP_ENTER, self.state, &backend.state)
+            if thread.state.mailbox.error:
+                error = -thread.state.mailbox.error
+                self.leave(backend)
+                raise OSError(error, os.strerror(error))
+        return 0
+
+    cdef int leave(self, Backend backend) except -1:
+        cdef IOThread thread
+        backend.attached -= 1
+        if backend.state.leave != NULL and backend.attached == 0:
+            for thread in self.threads:
+                thread.post(OP_LEAVE, self.state, &backend.state)
+        return 0
 
     def flush_all(self):
         with self.paused():

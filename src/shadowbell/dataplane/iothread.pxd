@@ -1,3 +1,4 @@
+from shadowbell.block.backend cimport BlockState
 from shadowbell.dataplane.layout cimport EngineState, ThreadState
 
 cdef class IOThread:
@@ -9,4 +10,4 @@ cdef class IOThread:
     cdef object started
     cdef object failure
     cdef readonly int engines
-    cdef void post(self, int kind, EngineState *engine) except *
+    cdef void post(self, int kind, EngineState *engine, BlockState *backend=*) except *

@@ -23,7 +23,14 @@ import os
 import threading
 import time
 
-from shadowbell.block.backend cimport BOUNCE_COUNT, BOUNCE_SIZE
+from shadowbell.block.backend cimport (
+    BOUNCE_COUNT,
+    BOUNCE_SIZE,
+    MAX_CONTEXTS,
+    BlockContext,
+    BlockState,
+)
+from shadowbell.dataplane.commands cimport complete_command
 from shadowbell.dataplane.includes.cpu cimport clock_ns, store32, ticks
 from shadowbell.dataplane.includes.uring cimport (
     IORING_SETUP_CQSIZE,
@@ -103,6 +110,8 @@ cdef class IOThread:
     def __cinit__(self, int index, *, poll_max_us=32, cpu=None):
         cdef uint32_t i
         cdef ThreadState *state = &self.state
+        if not 0 <= index < MAX_CONTEXTS:
+            raise ValueError(f"an IOThread's index is 0 to {MAX_CONTEXTS - 1}")
         self.index = index
         self.cpu = cpu
         self.lock = threading.Lock()
@@ -128,6 +137,9 @@ cdef class IOThread:
         for i in range(BOUNCE_COUNT):
             state.block.bounce_free[i] = state.block.bounce_area + i * <size_t> BOUNCE_SIZE
         state.block.bounce_left = BOUNCE_COUNT
+        state.block.index = index
+        state.block.complete = complete_command
+        state.block.wake = wake
         state.queues = <SubmissionQueue **> take(MAX_SERVED * sizeof(SubmissionQueue *))
         state.active = <SubmissionQueue **> take(MAX_SERVED * sizeof(SubmissionQueue *))
         count_live(b"iothreads", 1)
@@ -188,7 +200,7 @@ cdef class IOThread:
             run(state)
         io_uring_queue_exit(&state.block.ring)
 
-    cdef void post(self, int kind, EngineState *engine) except *:
+    cdef void post(self, int kind, EngineState *engine, BlockState *backend=NULL) except *:
         """Have the thread do one operation and wait until it is done."""
         cdef ThreadState *state = &self.state
         cdef uint64_t value
@@ -197,11 +209,17 @@ cdef class IOThread:
                 raise RuntimeError("the IOThread isn't running")
             state.mailbox.kind = kind
             state.mailbox.engine = engine
+            state.mailbox.backend = backend
             store32(&state.mailbox.posted, state.mailbox.done + 1)
             kick(state)
             with nogil:
                 while read(state.done_fd, &value, sizeof(value)) < 0:
                     pass  # a signal: the operation is still to come
+
+
+cdef void wake(BlockContext *context) noexcept nogil:
+    """Have the thread look at its notes, from any thread."""
+    kick(<ThreadState *> context)
 
 
 cdef void *take(size_t size) except NULL:

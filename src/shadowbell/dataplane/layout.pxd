@@ -226,12 +226,16 @@ cdef enum OpKind:
     OP_RESUME
     OP_CHANNEL_OPEN
     OP_CHANNEL_CLOSE
+    OP_ENTER                       # make a back end's state in the thread
+    OP_LEAVE                       # give it back
     OP_STOP
 
 # One mailbox slot: the control plane posts one operation at a time and waits for it.
 cdef struct Mailbox:
     int kind
     EngineState *engine
+    BlockState *backend
+    int error                      # of OP_ENTER: 0 or -errno
     uint32_t posted
     uint32_t done
 

@@ -8,12 +8,21 @@ completions, the clients' sockets and kicks all arrive.
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from shadowbell.block.sources cimport run_timers, take_notes
 from shadowbell.dataplane.arrivals cimport reap
 from shadowbell.dataplane.commands cimport retry_waiting
 from shadowbell.dataplane.dma cimport bus_error_count
 from shadowbell.dataplane.doorbells cimport arm
 from shadowbell.dataplane.events cimport push_event, signal_fd
-from shadowbell.dataplane.includes.cpu cimport exchange32, fence, load32, relax, store32, ticks
+from shadowbell.dataplane.includes.cpu cimport (
+    clock_ns,
+    exchange32,
+    fence,
+    load32,
+    relax,
+    store32,
+    ticks,
+)
 from shadowbell.dataplane.includes.uring cimport (
     __kernel_timespec,
     io_uring_cqe,
@@ -73,6 +82,11 @@ cdef void run(ThreadState *thread) noexcept nogil:
         if uring_ready(&thread.block.ring):
             reap(thread)
             busy = True
+        if thread.block.notes != NULL:
+            take_notes(&thread.block)
+            busy = True
+        if thread.block.next_due and thread.block.next_due <= clock_ns():
+            run_timers(&thread.block, clock_ns())
         if thread.waiting != NULL and retry_waiting(thread):
             busy = True
         if serve_active(thread, max(shortest_idle, idle_span(thread))):
@@ -145,17 +159,27 @@ cdef void rest(ThreadState *thread, uint64_t last_work) noexcept nogil:
         else:
             store32(&thread.sleeping, 0)
             return
-    if load32(&thread.kicked) or load32(&thread.mailbox.posted) != thread.mailbox.done:
+    if (load32(&thread.kicked) or thread.block.notes != NULL
+            or load32(&thread.mailbox.posted) != thread.mailbox.done):
         store32(&thread.sleeping, 0)
         return
     thread.rested_at = thread.now
+    if thread.block.next_due:
+        nap = until_timer(thread, nap)
     if nap:
-        timeout.tv_sec = 0
-        timeout.tv_nsec = nap
+        timeout.tv_sec = nap // 1000000000
+        timeout.tv_nsec = nap % 1000000000
         io_uring_submit_and_wait_timeout(&thread.block.ring, &cqe, 1, &timeout, NULL)
     else:
         io_uring_submit_and_wait(&thread.block.ring, 1)
     store32(&thread.sleeping, 0)
+
+
+cdef uint64_t until_timer(ThreadState *thread, uint64_t nap) noexcept nogil:
+    """Shorten a nap, or a sleep (0), to end with the first timer of a back end's."""
+    cdef uint64_t now = clock_ns()
+    cdef uint64_t left = thread.block.next_due - now if thread.block.next_due > now else 1
+    return min(nap, left) if nap else left
 
 
 cdef uint64_t gap_until(ThreadState *thread, uint64_t last_work) noexcept nogil:

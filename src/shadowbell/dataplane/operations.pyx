@@ -2,13 +2,17 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from shadowbell.block.backend cimport BlockState
 from shadowbell.dataplane.arrivals cimport read_if_ours
 from shadowbell.dataplane.events cimport signal_fd
 from shadowbell.dataplane.kick cimport activate, retire
 from shadowbell.dataplane.layout cimport (
+    MAX_NAMESPACES,
     MAX_QUEUES,
     OP_CHANNEL_CLOSE,
     OP_CHANNEL_OPEN,
+    OP_ENTER,
+    OP_LEAVE,
     OP_PAUSE,
     OP_RESUME,
     OWNER_NONE,
@@ -29,6 +33,11 @@ cdef bint operate(ThreadState *thread) noexcept nogil:
             return False
     elif kind == OP_RESUME:
         resume(thread, engine)
+    elif kind == OP_ENTER:
+        thread.mailbox.error = enter(thread, thread.mailbox.backend)
+    elif kind == OP_LEAVE:
+        if not leave(thread, thread.mailbox.backend):
+            return False
     elif kind == OP_CHANNEL_OPEN:
         read_if_ours(thread, engine.channel)
     elif kind == OP_CHANNEL_CLOSE:
@@ -53,6 +62,7 @@ cdef bint pause(ThreadState *thread, EngineState *engine) noexcept nogil:
                 i += 1
         if engine.channel != NULL and engine.channel.thread == thread:
             engine.channel.held = True
+        urge(thread, engine, True)
     for i in range(thread.queue_count):
         if thread.queues[i].engine != engine:
             continue
@@ -78,6 +88,7 @@ cdef void resume(ThreadState *thread, EngineState *engine) noexcept nogil:
     """Serve the engine's queues as they are now; the control plane has counted them."""
     cdef uint32_t i
     cdef SubmissionQueue *sq
+    urge(thread, engine, False)
     for i in range(MAX_QUEUES):
         sq = engine.sqs[i]
         if sq != NULL and sq.thread == thread:
@@ -91,6 +102,30 @@ cdef void resume(ThreadState *thread, EngineState *engine) noexcept nogil:
     if engine.channel != NULL and engine.channel.thread == thread:
         engine.channel.held = False
         read_if_ours(thread, engine.channel)
+
+
+cdef void urge(ThreadState *thread, EngineState *engine, bint urgent) noexcept nogil:
+    """Have the engine's back ends end what they can't end soon, or no longer have them do so."""
+    cdef BlockState *backend
+    cdef uint32_t i
+    for i in range(MAX_NAMESPACES):
+        if engine.namespaces[i] != NULL:
+            backend = engine.namespaces[i].backend
+            if backend.urge != NULL:
+                backend.urge(&thread.block, backend, urgent)
+
+
+cdef int enter(ThreadState *thread, BlockState *backend) noexcept nogil:
+    """Make the back end's state on this thread; 0 or -errno."""
+    if backend.locals[thread.block.index] != NULL:
+        return 0
+    return backend.enter(&thread.block, backend)
+
+
+cdef bint leave(ThreadState *thread, BlockState *backend) noexcept nogil:
+    """True when the thread no longer knows the back end."""
+    return (backend.locals[thread.block.index] == NULL
+            or backend.leave(&thread.block, backend))
 
 
 cdef bint close_channel(ThreadState *thread, Channel *channel) noexcept nogil:

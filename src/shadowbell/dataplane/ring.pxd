@@ -1,18 +1,18 @@
-# What an IOThread has in its io_uring, besides the back ends' requests: its kicks, the clients' sockets
-# and the doorbells' ioeventfds. What a completion's user_data points to is told by its low bits.
+# What an IOThread has in its io_uring, besides the back ends' requests and sources: its kicks, the
+# clients' sockets and the doorbells' ioeventfds. What a completion's user_data points to is told by
+# its low bits.
 
 from libc.stdint cimport uint64_t
 
+from shadowbell.block.sources cimport TAG_IGNORE, ring_entry
 from shadowbell.dataplane.includes.uring cimport (
     POLLIN,
     POLLRDHUP,
-    io_uring_get_sqe,
     io_uring_prep_cancel64,
     io_uring_prep_poll_add,
     io_uring_prep_read,
     io_uring_sqe,
     io_uring_sqe_set_data64,
-    io_uring_submit,
 )
 from shadowbell.dataplane.layout cimport Channel, SubmissionQueue, ThreadState
 
@@ -20,18 +20,12 @@ cdef enum Tag:
     TAG_REQUEST = 0
     TAG_KICK = 1
     TAG_CHANNEL = 2
-    TAG_IGNORE = 3
     TAG_IOEVENTFD = 4
     TAG_MASK = 7
 
 
 cdef inline io_uring_sqe *next_sqe(ThreadState *thread) noexcept nogil:
-    """A free ring entry; the ring is larger than all that can be under way."""
-    cdef io_uring_sqe *sqe = io_uring_get_sqe(&thread.block.ring)
-    while sqe == NULL:
-        io_uring_submit(&thread.block.ring)
-        sqe = io_uring_get_sqe(&thread.block.ring)
-    return sqe
+    return ring_entry(&thread.block)
 
 
 cdef inline void await_kick(ThreadState *thread) noexcept nogil:

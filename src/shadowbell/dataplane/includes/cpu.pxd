@@ -28,6 +28,9 @@ cdef extern from *:
     { __atomic_store_n((volatile uint64_t *)p, v, __ATOMIC_RELEASE); }
     static inline void *sb_exchange_ptr(void *p, void *v)
     { return __atomic_exchange_n((void **)p, v, __ATOMIC_SEQ_CST); }
+    static inline int sb_swap_if_ptr(void *p, void *old, void *v)
+    { return __atomic_compare_exchange_n((void **)p, &old, v, 0,
+                                         __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); }
     static inline void sb_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
     static inline void sb_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
     static inline uint64_t sb_clock_ns(void)
@@ -52,6 +55,7 @@ cdef extern from *:
     uint64_t load64 "sb_load64"(const void *p) noexcept nogil
     void store64 "sb_store64"(void *p, uint64_t value) noexcept nogil
     void *exchange_ptr "sb_exchange_ptr"(void *p, void *value) noexcept nogil
+    bint swap_if_ptr "sb_swap_if_ptr"(void *p, void *old, void *value) noexcept nogil
     void fence "sb_fence"() noexcept nogil
     void prefetch "sb_prefetch"(const void *p) noexcept nogil
     uint64_t clock_ns "sb_clock_ns"() noexcept nogil

@@ -46,6 +46,7 @@ cdef extern from *:
         IORING_SETUP_TASKRUN_FLAG
         IORING_FSYNC_DATASYNC
         POLLIN
+        POLLOUT
         POLLRDHUP
 
     int io_uring_queue_init_params(unsigned entries, io_uring *ring, io_uring_params *p) nogil

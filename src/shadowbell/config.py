@@ -68,7 +68,8 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One NVMe controller on one socket. `max_queues` counts I/O queue pairs.
 
-    Raises UserError when a field is out of range.
+    `control`: where its control socket is; None is beside `socket`, "" nowhere. Raises UserError
+    when a field is out of range.
     """
 
     socket: str
@@ -79,17 +80,13 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     dbbuf: bool = True
     max_queues: int = 64
     interrupts: Literal["msix", "msi"] = "msix"
+    control: str | None = None
 
     def __post_init__(self) -> None:
         if not self.socket:
             raise UserError("a controller needs a socket: give the path to listen at")
-        if "\0" in self.socket:
-            raise UserError(f"socket {self.socket!r} contains a NUL character: give another path")
-        if (length := len(os.fsencode(self.socket))) > MAX_SOCKET_PATH:
-            raise UserError(
-                f"socket path of {length} bytes is too long: "
-                f"give one of at most {MAX_SOCKET_PATH} bytes"
-            )
+        _check_socket(self.socket)
+        _check_socket(self.control or "")
         if not self.namespaces:
             raise UserError("nothing to serve: give at least one image or namespace")
         if len(self.namespaces) > MAX_NAMESPACES:
@@ -138,6 +135,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             if socket in sockets:
                 raise UserError(f"two controllers want socket {socket}: give each its own")
             sockets.add(socket)
+            if controller.control:
+                control = os.path.abspath(controller.control)
+                if control in sockets:
+                    raise UserError(f"socket {control} is wanted twice: give each its own")
+                sockets.add(control)
             for namespace in controller.namespaces:
                 if namespace.path is None:
                     continue
@@ -255,8 +257,9 @@ def _controller(table: object, where: str, folder: Path) -> ControllerConfig:
         _namespace(entry, f"{where}, namespace {number}", folder)
         for number, entry in enumerate(entries, 1)
     )
-    if isinstance(table.get("socket"), str):
-        table["socket"] = _from_folder(table["socket"], folder)
+    for key in ("socket", "control"):
+        if isinstance(table.get(key), str):
+            table[key] = _from_folder(table[key], folder)
     return _convert(table, ControllerConfig, where)
 
 
@@ -304,6 +307,16 @@ def _from_folder(path: str, folder: Path) -> str:
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise UserError(f"{name} {value} is out of range: give {low} to {high}")
+
+
+def _check_socket(path: str) -> None:
+    if "\0" in path:
+        raise UserError(f"socket {path!r} contains a NUL character: give another path")
+    if (length := len(os.fsencode(path))) > MAX_SOCKET_PATH:
+        raise UserError(
+            f"socket path of {length} bytes is too long: "
+            f"give one of at most {MAX_SOCKET_PATH} bytes"
+        )
 
 
 def _check_ascii(name: str, value: str, limit: int) -> None:

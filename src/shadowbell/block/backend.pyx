@@ -1,5 +1,7 @@
 """The base of all block back ends."""
 
+from libc.stdint cimport uint64_t
+
 from shadowbell.dataplane.live cimport count_live
 
 
@@ -24,6 +26,17 @@ cdef class Backend:
     @property
     def size(self):
         return self.state.size
+
+    def measure(self):
+        """Bytes that lie behind it now, which may have changed; ``OSError``."""
+        return self.state.size
+
+    def provide(self, uint64_t size):
+        """Make what lies behind it ``size`` bytes, to be taken up by ``resize``; ``OSError``."""
+
+    def resize(self, uint64_t size):
+        """Be ``size`` bytes from now on; called with no I/O running. ``OSError``."""
+        self.state.size = size
 
     def flush(self):
         """Make all completed writes stable; called by the control plane with no I/O running."""

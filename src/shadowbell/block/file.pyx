@@ -110,6 +110,16 @@ cdef class FileBackend(Backend):
         self.state.submit = file_submit
         self.state.advance = file_advance
 
+    def measure(self):
+        return os.lseek(self.state.fd, 0, os.SEEK_END)
+
+    def provide(self, uint64_t size):
+        found = self.measure()
+        if size < found:
+            raise OSError(EINVAL, "a smaller size loses data: truncate the file yourself")
+        if size > found:
+            os.ftruncate(self.state.fd, size)
+
     def flush(self):
         if not self.read_only:
             os.fdatasync(self.state.fd)

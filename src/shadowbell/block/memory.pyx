@@ -29,6 +29,8 @@ cdef extern from "<sys/mman.h>" nogil:
     enum:
         MADV_DONTNEED
         MAP_NORESERVE
+        MREMAP_MAYMOVE
+    void *mremap(void *old, size_t old_size, size_t new_size, int flags)
     int madvise(void *address, size_t length, int advice)
 
 cdef enum:
@@ -53,6 +55,16 @@ cdef class MemoryBackend(Backend):
         self.state.size = size
         self.state.submit = memory_submit
         self.state.advance = memory_advance
+
+    def resize(self, uint64_t size):
+        cdef uint64_t kept = min(size, self.state.size)
+        cdef void *memory = mremap(self.state.memory, self.state.size, size, MREMAP_MAYMOVE)
+        if memory == MAP_FAILED:
+            raise OSError(errno, "can't reserve the memory")
+        self.state.memory = <uint8_t *> memory
+        self.state.size = size
+        # What is left of a page may come to light when the disk grows again.
+        memset(self.state.memory + kept, 0, min(-kept & (PAGE - 1), size - kept))
 
     def close(self):
         if self.state.memory != NULL:

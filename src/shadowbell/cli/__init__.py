@@ -1,4 +1,4 @@
-"""The command line: `shadowbell serve | qemu-args | demo | bench | lab | version`.
+"""The command line: `shadowbell serve | control | qemu-args | demo | bench | lab | version`.
 
 Start to listening is a promise, so a command imports only what it needs, when it needs it.
 """
@@ -17,6 +17,7 @@ A userspace NVMe controller for virtual machines, over vfio-user.
 
 commands:
   serve      be an NVMe disk: listen at a socket that QEMU attaches to
+  control    ask a running server, or change what it serves
   qemu-args  print the QEMU arguments that attach to such a socket
   demo       make a disk, serve it, write and verify it, and measure
   bench      measure a disk: ours or another's, on a socket or in a guest
@@ -48,6 +49,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
             from shadowbell.cli.serve import serve
 
             return serve
+        case "control":
+            from shadowbell.cli.control import control
+
+            return control
         case "qemu-args":
             from shadowbell.cli.qemu_args import qemu_args
 
@@ -70,7 +75,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
             return _help
     what = f"unknown command {name!r}" if name else "no command"
     raise UserError(
-        f"{what}: use serve, qemu-args, demo, bench, lab or version (see shadowbell --help)"
+        f"{what}: use serve, control, qemu-args, demo, bench, lab or version "
+        "(see shadowbell --help)"
     )
 
 

@@ -107,6 +107,14 @@ def _add_controller_options(parser: Parser) -> None:
         help="a namespace (below); repeat for more; they follow the IMAGEs",
     )
     group.add_argument("--socket", metavar="PATH", help=f"listen here (default {default_socket()})")
+    group.add_argument(
+        "--control",
+        metavar="PATH",
+        help="take `shadowbell control` here (default: the socket's path and .control)",
+    )
+    group.add_argument(
+        "--no-control", action="store_true", help="take no `shadowbell control` at all"
+    )
     group.add_argument("--serial", metavar="TEXT", help="default: follows from the socket's path")
     group.add_argument("--model", metavar="TEXT", help="default: shadowbell NVMe")
     group.add_argument("--read-only", action="store_true", help="refuse writes to every namespace")
@@ -133,6 +141,8 @@ def _controller(given: dict[str, Any], socket: str | None, need_images: bool) ->
         namespaces = tuple(msgspec.structs.replace(each, read_only=True) for each in namespaces)
     if "no_dbbuf" in given:
         given["dbbuf"] = not given.pop("no_dbbuf")
+    if given.pop("no_control", False):
+        given["control"] = ""
     path = given.pop("socket", socket)
     if path is None:
         raise UserError(f"the controller after {NEXT_CONTROLLER} needs a socket: add --socket PATH")

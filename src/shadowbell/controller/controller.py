@@ -146,6 +146,15 @@ class Controller:
         self._namespace_changed(nsid)
         return namespace
 
+    def resize_namespace(self, nsid: int, size: int) -> None:
+        """Make a namespace `size` bytes and tell the host; KeyError if there is none, or OSError.
+
+        Commands under way end first, so none of them reaches beyond the new end.
+        """
+        self._join_flush()
+        self.namespaces.resize(nsid, size)
+        self._namespace_changed(nsid)
+
     def close(self) -> None:
         """Stop: no queue is left, and no flush under way."""
         self.disable()

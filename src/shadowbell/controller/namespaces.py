@@ -40,8 +40,9 @@ _PREFERRED_GRANULARITY = 4096
 class Namespace:
     """A namespace: `backend.size` bytes in blocks of `lba` bytes (512 or 4096).
 
-    EUI64, NGUID and UUID follow from `serial` and `nsid` alone, so a disk keeps its names over
-    restarts of the process.
+    EUI64, NGUID and UUID follow from `serial`, `nsid` and `succession` alone, so a disk keeps its
+    names over restarts of the process. `succession` counts the other disks that had the identifier
+    before it, so that none is taken for another.
     """
 
     nsid: int
@@ -50,10 +51,13 @@ class Namespace:
     serial: str
     lba: int = 512
     read_only: bool = False
+    succession: int = 0
 
     @cached_property
     def _digest(self) -> bytes:
         name = f"shadowbell namespace {self.nsid} of {self.serial}"
+        if self.succession:
+            name += f", disk {self.succession}"
         return hashlib.sha256(name.encode()).digest()
 
     @cached_property
@@ -148,6 +152,10 @@ class NamespaceTable:
         namespace = self._by_nsid.pop(nsid)
         self._engine.detach_namespace(nsid)
         return namespace
+
+    def resize(self, nsid: int, size: int) -> None:
+        """Make a namespace `size` bytes, whole blocks; KeyError when there is none, or OSError."""
+        self._engine.resize_namespace(self._by_nsid[nsid].nsid, size)
 
     def active(self, nsid: int) -> Namespace | None:
         """The namespace `nsid` of a command, None when inactive (Base 2.0, section 3.2.1.3).

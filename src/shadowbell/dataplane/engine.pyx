@@ -369,6 +369,15 @@ cdef class Engine:
                 thread.post(OP_LEAVE, self.state, &backend.state)
         return 0
 
+    def resize_namespace(self, int nsid, uint64_t size):
+        cdef NamespaceEntry *entry
+        if nsid not in self.backends:
+            raise ValueError(f"namespace {nsid} isn't attached")
+        entry = self.state.namespaces[nsid - 1]
+        with self.paused():
+            self.backends[nsid].resize(size)
+            entry.blocks = size >> entry.lba_shift
+
     def flush_all(self):
         with self.paused():
             for backend in self.backends.values():

@@ -18,15 +18,18 @@ CONVENTIONAL_NAME = "cntrl"
 class Listener:
     """Listens at `path`, a path or DIR/cntrl (then DIR is made). Raises UserError.
 
-    A socket file that nobody listens at is replaced; a live one is in use.
+    A socket file that nobody listens at is replaced; a live one is in use. `mode`: the file's
+    permissions, else what the umask leaves.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, mode: int | None = None) -> None:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._prepare()
+            if mode is not None:
+                os.fchmod(self._socket.fileno(), mode)  # what bind() gives the file
             self._socket.bind(path)
             self._identity = _identity(path)
             self._socket.listen(BACKLOG)

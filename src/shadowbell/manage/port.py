@@ -10,17 +10,29 @@ from typing import Any
 
 import msgspec
 
-from shadowbell.block import Backend, open_backend
-from shadowbell.config import ControllerConfig
-from shadowbell.controller import Controller, Namespace
+from shadowbell.config import MAX_SOCKET_PATH, ControllerConfig
+from shadowbell.controller import Controller
 from shadowbell.dataplane import Engine, IOThread
+from shadowbell.dataplane.ledger import QueueLedger
 from shadowbell.errors import UserError
 from shadowbell.manage.attachment import Attachment, Detached, Log
+from shadowbell.manage.control import SUFFIX, ControlSocket
+from shadowbell.manage.disks import Disks, NamespaceStatus
 from shadowbell.manage.listener import Listener
 from shadowbell.pci import PciFunction, vector_count
 from shadowbell.vfio_user.protocol import PAGE_SIZE
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class ControllerStatus(msgspec.Struct, kw_only=True):
+    """What `shadowbell control SOCKET status` tells; `client` is the attached process."""
+
+    socket: str
+    serial: str
+    model: str
+    client: int | None
+    namespaces: list[NamespaceStatus]
 
 
 class Port:
@@ -35,60 +47,58 @@ class Port:
         self.wants_turn = False
         self._selector = selector
         self._log: Log = _Named(logging.getLogger("shadowbell"), {"socket": config.socket})
-        self._backends: list[Backend] = []
+        self.disks = Disks(config.serial_number, self._log)
         self._controller: Controller | None = None
         self._function: PciFunction | None = None
         self._listener: Listener | None = None
+        self._control: ControlSocket | None = None
         self._attachment: Attachment | None = None
         self._watching_output = False
 
     def open(self, iothreads: Sequence[IOThread]) -> None:
         """Open the back ends, make the device, listen. Raises UserError."""
         config = self.config
-        for namespace in config.namespaces:
-            self._backends.append(
-                open_backend(
-                    namespace.kind,
-                    path=namespace.path,
-                    size=namespace.size,
-                    lba=namespace.lba,
-                    read_only=namespace.read_only,
-                )
-            )
+        self.disks.open(config.namespaces)
         self._mapped = config.doorbells == "mapped"
         if self._mapped and os.sysconf("SC_PAGESIZE") != PAGE_SIZE:
             self._log.warning("this host's pages are too large to map doorbells: trapping them")
             self._mapped = False
         try:
-            self._make_device(self._backends, iothreads)
+            self._make_device(iothreads)
         except (OSError, ValueError) as error:
             raise UserError(f"can't make the controller of {config.socket}: {error}") from error
         assert self.engine is not None
         self._listener = Listener(config.socket)
         self._selector.register(self.engine.notify_fd, READ, self._notified)
         self._selector.register(self._listener, READ, self._connected)
+        self._open_control()
 
-    def _make_device(self, backends: Sequence[Backend], iothreads: Sequence[IOThread]) -> None:
+    def _open_control(self) -> None:
+        path = self.config.control
+        if path is None:
+            path = self.config.socket + SUFFIX
+            if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+                self._log.warning("no control socket: %s is too long a path for one", path)
+                return
+        if path:
+            self._control = ControlSocket(path, self, self._selector)
+
+    def _make_device(self, iothreads: Sequence[IOThread]) -> None:
         config = self.config
         serial = config.serial_number
         vectors = vector_count(config.interrupts, config.max_queues)
-        namespaces = [
-            Namespace(nsid, backend, serial=serial, lba=entry.lba, read_only=entry.read_only)
-            for nsid, (entry, backend) in enumerate(
-                zip(config.namespaces, backends, strict=True), 1
-            )
-        ]
         self.engine = Engine(iothreads, max_queues=config.max_queues, mapped=self._mapped)
         self._controller = Controller(
             self.engine,
             serial=serial,
             model=config.model,
-            namespaces=namespaces,
+            namespaces=self.disks.namespaces(),
             max_queues=config.max_queues,
             # A mapped doorbell can wake nobody, so shadowing it would spare the host nothing.
             dbbuf=config.dbbuf and not self._mapped,
             vectors=vectors,
         )
+        self.disks.serve(self._controller)
         self._function = PciFunction(
             self._controller,
             self.engine,
@@ -101,6 +111,29 @@ class Port:
         """Serve the client's messages and the controller's admin queue for a while."""
         self.wants_turn = False
         self._guard(self._turn)
+
+    def look(self) -> None:
+        """Notice namespaces whose files or devices have another size than before."""
+        try:
+            self.disks.look()
+        except Exception as error:
+            self._log.error("looking at the namespaces' sizes failed: %s", error)
+            self._log.debug("traceback", exc_info=True)
+
+    def status(self) -> ControllerStatus:
+        """The controller as it is now."""
+        return ControllerStatus(
+            socket=self.config.socket,
+            serial=self.config.serial_number,
+            model=self.config.model,
+            client=self._attachment.pid if self._attachment is not None else None,
+            namespaces=self.disks.status(),
+        )
+
+    def ledger(self) -> list[QueueLedger]:
+        """Every queue's counters."""
+        assert self.engine is not None
+        return self.engine.ledger()
 
     def write_ledger(self) -> None:
         """Write the queues' counters as JSON to the socket's path with .ledger behind it."""
@@ -116,6 +149,9 @@ class Port:
 
     def close(self) -> None:
         """Detach the client, flush every namespace, give everything back. Safe to repeat."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
         self._drop("server is stopping")
         if self._listener is not None:
             self._selector.unregister(self._listener)
@@ -130,14 +166,7 @@ class Port:
             self.engine = None
             self._controller = None
             self._function = None
-        while self._backends:
-            backend = self._backends.pop()
-            try:
-                if not backend.read_only:
-                    backend.flush()
-            except OSError as error:
-                self._log.error("flushing a namespace failed: %s", error)
-            backend.close()
+        self.disks.close()
 
     def _notified(self) -> None:
         assert self.engine is not None

@@ -6,17 +6,33 @@ import gc
 import os
 import resource
 import selectors
+import threading
+import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
-from shadowbell.config import ServerConfig
+from shadowbell.config import ServerConfig, parse_namespace
 from shadowbell.dataplane import IOThread
+from shadowbell.dataplane.ledger import QueueLedger
 from shadowbell.errors import UserError
-from shadowbell.manage.port import Port
+from shadowbell.manage.port import ControllerStatus, Port
+
+LOOK_SECONDS = 1.0
+"""How often the sizes of files and devices are looked at: no notice comes for a truncate that
+doesn't come for every write as well."""
+
+T = TypeVar("T")
 
 
 class Server:
     """Serves a configuration: `start`, `run` until another thread or a signal handler calls
-    `stop`, then `close`."""
+    `stop`, then `close`.
+
+    What changes a running server may be called from any thread, and raises UserError. `controller`
+    is its socket's path; the first one's unless given.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
@@ -24,6 +40,9 @@ class Server:
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wakeup, selectors.EVENT_READ, self._woken)
         self._stopping = False
+        self._reactor: threading.Thread | None = None
+        self._calls: deque[Callable[[], None]] = deque()
+        self._calls_lock = threading.Lock()
         self._ledgers_wanted = False
         self._closed = False
         self._iothreads: list[IOThread] = []
@@ -49,15 +68,33 @@ class Server:
 
     def run(self) -> None:
         """React until `stop`. What a client does never ends it."""
-        while not self._stopping:
-            busy = any(port.wants_turn for port in self._ports)
-            # What one reaction closes another of the batch may still be about: they check.
-            for key, _ in self._selector.select(0 if busy else None):
-                react: Callable[[], None] = key.data
-                react()
-            for port in self._ports:
-                if port.wants_turn:
-                    port.turn()
+        self._reactor = threading.current_thread()
+        next_look = 0.0
+        try:
+            while not self._stopping:
+                # What one reaction closes another of the batch may still be about: they check.
+                for key, _ in self._selector.select(self._patience(next_look)):
+                    react: Callable[[], None] = key.data
+                    react()
+                for port in self._ports:
+                    if port.wants_turn:
+                        port.turn()
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + LOOK_SECONDS
+                    for port in self._ports:
+                        port.look()
+        finally:
+            with self._calls_lock:
+                self._reactor = None
+            self._take_calls()
+
+    def _patience(self, next_look: float) -> float | None:
+        """How long to wait for something to react to."""
+        if any(port.wants_turn for port in self._ports):
+            return 0
+        if any(port.disks.may_change for port in self._ports):
+            return max(0.0, next_look - time.monotonic())
+        return None
 
     def stop(self) -> None:
         """End `run`. From any thread or a signal handler, more than once if need be."""
@@ -68,6 +105,64 @@ class Server:
         """Have `run` write each controller's ledger beside its socket; signal-safe like `stop`."""
         self._ledgers_wanted = True
         self._wake()
+
+    # --- changing what is served ------------------------------------------------------------------
+
+    def status(self) -> list[ControllerStatus]:
+        """Every controller, its client and its namespaces."""
+        return self._call(lambda: [port.status() for port in self._ports])
+
+    def ledger(self, *, controller: str | None = None) -> list[QueueLedger]:
+        """Counters of a controller's queues."""
+        return self._call(lambda: self._port(controller).ledger())
+
+    def add_namespace(
+        self, spec: str, *, nsid: int | None = None, controller: str | None = None
+    ) -> int:
+        """Attach what `spec` describes as on the command line; returns its identifier."""
+        config = parse_namespace(spec)
+        return self._call(lambda: self._port(controller).disks.add(config, nsid))
+
+    def remove_namespace(self, nsid: int, *, controller: str | None = None) -> None:
+        """Detach a namespace, flush it and close its back end."""
+        self._call(lambda: self._port(controller).disks.remove(nsid))
+
+    def resize(self, nsid: int, size: int | None = None, *, controller: str | None = None) -> int:
+        """Take up a changed size, or make it `size` bytes first; returns the size in bytes."""
+        return self._call(lambda: self._port(controller).disks.resize(nsid, size))
+
+    def _port(self, controller: str | None) -> Port:
+        if controller is None:
+            return self._ports[0]
+        wanted = os.path.abspath(controller)
+        for port in self._ports:
+            if os.path.abspath(port.config.socket) == wanted:
+                return port
+        raise UserError(f"no controller listens at {controller}")
+
+    def _call(self, do: Callable[[], T]) -> T:
+        """Have the reactor's thread do it, and wait; without `run`, nobody is in the way."""
+        done: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                done.set_result(do())
+            except BaseException as error:
+                done.set_exception(error)
+
+        with self._calls_lock:
+            elsewhere = self._reactor not in (None, threading.current_thread())
+            if elsewhere:
+                self._calls.append(call)
+        if elsewhere:
+            self._wake()
+        else:
+            call()
+        return done.result()
+
+    def _take_calls(self) -> None:
+        while self._calls:
+            self._calls.popleft()()
 
     def close(self) -> None:
         """Detach every client, flush and close every back end, remove the sockets.
@@ -94,6 +189,7 @@ class Server:
 
     def _woken(self) -> None:
         os.eventfd_read(self._wakeup)
+        self._take_calls()
         if self._ledgers_wanted:
             self._ledgers_wanted = False
             for port in self._ports:

@@ -122,6 +122,9 @@ class FakeEngine:
     def detach_namespace(self, nsid: int) -> None:
         self.log.append(("detach_namespace", nsid))
 
+    def resize_namespace(self, nsid: int, size: int) -> None:
+        self.log.append(("resize_namespace", nsid, size))
+
     def take_events(self) -> Sequence[FakeEvent]:
         taken, self.events = self.events, []
         return taken

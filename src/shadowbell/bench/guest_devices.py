@@ -6,7 +6,6 @@ in /dev/shm), or one image file that each opens in turn.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,6 @@ from shadowbell import guest
 from shadowbell.bench.target import Socket, serve
 from shadowbell.config import NamespaceConfig
 from shadowbell.errors import UserError
-from shadowbell.guest.locate import find_qemu
 
 NODE: Final = "bench"
 STORAGE_DAEMON: Final = "qemu-storage-daemon"
@@ -109,15 +107,6 @@ def virtio_blk(store: Backend, *, iothread: bool) -> Iterator[Setup]:
         extra += ["-object", "iothread,id=thread"]
     name = "virtio-blk, IOThread" if iothread else "virtio-blk"
     yield Setup(name, tuple(extra), (device,))
-
-
-def storage_daemon() -> Path | None:
-    """qemu-storage-daemon on PATH, or beside the QEMU that guests run in."""
-    if found := shutil.which(STORAGE_DAEMON):
-        return Path(found)
-    qemu = find_qemu()
-    beside = qemu.program.parent / STORAGE_DAEMON if qemu is not None else None
-    return beside if beside is not None and beside.exists() else None
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from shadowbell.bench.guest_devices import (
     other,
     qemu_nvme,
     shadowbell,
-    storage_daemon,
     vhost_user_blk,
     virtio_blk,
 )
@@ -28,6 +27,7 @@ from shadowbell.config import parse_namespace
 from shadowbell.errors import UserError
 from shadowbell.guest import Guest, Ledger
 from shadowbell.guest.fio import FioResult, run_fio
+from shadowbell.guest.locate import find_qemu_tool
 
 RAMP: Final = 1  # seconds before fio counts
 COUNT_SECONDS: Final = 1  # of a load whose doorbell writes are traced, which slows it
@@ -76,11 +76,11 @@ def measure_in_guest(
             virtio_blk(store, iothread=True),
         ]
         left_out = []
-        daemon = storage_daemon()
+        daemon = find_qemu_tool(STORAGE_DAEMON)
         if daemon is not None:
             disks.append(vhost_user_blk(store, daemon))
         else:
-            left_out.append(f"vhost-user-blk: no {STORAGE_DAEMON} on PATH or beside QEMU")
+            left_out.append(f"vhost-user-blk: no {STORAGE_DAEMON} beside QEMU or on PATH")
         if against is not None:
             disks.append(other(against))
         for disk in disks:

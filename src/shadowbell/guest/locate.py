@@ -17,6 +17,7 @@ from typing import Literal
 
 OLDEST_QEMU = (10, 1)  # the first release with vfio-user-pci
 QEMU = "qemu-system-x86_64"
+QEMU_TOOLS = ("qemu-img", "qemu-nbd", "qemu-storage-daemon")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,18 @@ def find_qemu() -> Qemu | None:
     for program in candidates:
         if program.exists() and (version := probe_qemu(program)) is not None:
             return Qemu(program, version, _find_ovmf(program))
+    return None
+
+
+def find_qemu_tool(name: str) -> Path | None:
+    """One of `QEMU_TOOLS`: beside the QEMU that guests run in, else on PATH or unpacked."""
+    qemu = find_qemu()
+    beside = [qemu.program.parent] if qemu is not None else []
+    on_path = [Path(found).parent] if (found := shutil.which(name)) else []
+    unpacked = (folder / "qemu/bin" for folder in cache_directories())
+    for folder in (*beside, *on_path, *unpacked):
+        if (folder / name).exists():
+            return folder / name
     return None
 
 

@@ -25,6 +25,7 @@ UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 
 Kind = Literal["file", "memory", "null"]
 Lba = Literal[512, 4096]
+PollMax = int | Literal["busy"]
 
 
 class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,20 +115,22 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything one process serves. `poll_max_us` is the longest busy wait, 0 for none.
+    """Everything one process serves. `poll_max_us` is the longest busy wait, 0 for none;
+    with "busy" an I/O thread polls for as long as it has an I/O queue.
 
     Raises UserError when a field is out of range or two controllers are in each other's way.
     """
 
     controllers: tuple[ControllerConfig, ...] = msgspec.field(name="controller")
     iothreads: int = 1
-    poll_max_us: int = 32
+    poll_max_us: PollMax = 32
 
     def __post_init__(self) -> None:
         if not self.controllers:
             raise UserError("nothing to serve: give at least one controller")
         _check_range("iothreads", self.iothreads, 1, MAX_IOTHREADS)
-        _check_range("poll_max_us", self.poll_max_us, 0, MAX_POLL_US)
+        if self.poll_max_us != "busy":
+            _check_range("poll_max_us", self.poll_max_us, 0, MAX_POLL_US)
         sockets: set[str] = set()
         images: dict[str, bool] = {}
         for controller in self.controllers:
@@ -149,6 +152,15 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                         f"{namespace.path} is served twice: serve it once, or only read-only"
                     )
                 images[image] = namespace.read_only
+
+
+def parse_poll_max(text: str) -> PollMax:
+    """A polling window: microseconds, or "busy". Raises UserError."""
+    if text == "busy":
+        return "busy"
+    if not (text.isascii() and text.isdecimal() and len(text) < 16):
+        raise UserError(f"bad polling window {text!r}: give microseconds (0: none) or busy")
+    return int(text)
 
 
 def parse_size(text: str) -> int:

@@ -13,7 +13,7 @@ from typing import Final
 
 from shadowbell.bench.process import cpu_seconds, pin, pinned, resident_bytes, sleeps
 from shadowbell.bench.sweep import Progress
-from shadowbell.bench.target import POLLS, serve
+from shadowbell.bench.target import serve
 from shadowbell.driver import Doorbells, Host
 from shadowbell.errors import UserError
 
@@ -92,8 +92,8 @@ def _measure(
 
 
 def _config(count: int, way: Doorbells, poll: str) -> str:
-    window = POLLS.get(poll, ("--poll-max-us", poll))
-    lines = [f"poll_max_us = {window[1]}"] if window else []
+    window = '"busy"' if poll == "busy" else poll
+    lines = [] if poll == "adaptive" else [f"poll_max_us = {window}"]
     for number in range(count):
         lines += ["[[controller]]", f'socket = "{number}.sock"', 'namespace = ["null:1G"]']
         if way == "mapped":

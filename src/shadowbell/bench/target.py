@@ -15,14 +15,12 @@ from typing import Final, Protocol
 
 from shadowbell import guest
 from shadowbell.bench.process import pin
-from shadowbell.config import KINDS, MAX_POLL_US, parse_namespace
+from shadowbell.config import KINDS, parse_namespace
 from shadowbell.driver import Doorbells, Host
 from shadowbell.driver.client import socket_path
 from shadowbell.errors import UserError
 
 NAME: Final = "disk.sock"
-# Polling windows by name; a window of a second never closes under load.
-POLLS: Final = {"adaptive": (), "busy": ("--poll-max-us", str(MAX_POLL_US))}
 
 
 @dataclass
@@ -93,7 +91,7 @@ class Served:
     def arguments(self, way: Doorbells, poll: str) -> list[str]:
         """What follows `shadowbell serve`."""
         mapped = ("--doorbells", "mapped") if way == "mapped" else ()
-        window = POLLS.get(poll, ("--poll-max-us", poll))
+        window = () if poll == "adaptive" else ("--poll-max-us", poll)
         socket = ("--socket", f"{{folder}}/{NAME}")
         return ["--namespace", self.namespace, *socket, *mapped, *window, *self.options]
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from shadowbell.config import MAX_POLL_US
+from shadowbell.config import parse_poll_max
 from shadowbell.errors import UserError
 
 T = TypeVar("T")
@@ -66,9 +66,7 @@ depth = number("--depth", 1, MAX_DEPTH)
 
 def poll(text: str) -> str:
     """A polling window: adaptive, busy or microseconds."""
-    if text in ("adaptive", "busy"):
-        return text
-    return str(number("--poll-max-us", 0, MAX_POLL_US)(text))
+    return text if text == "adaptive" else str(parse_poll_max(text))
 
 
 def rate(text: str) -> float:

@@ -6,7 +6,14 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from shadowbell.config import ControllerConfig, NamespaceConfig, ServerConfig, load, parse_namespace
+from shadowbell.config import (
+    ControllerConfig,
+    NamespaceConfig,
+    ServerConfig,
+    load,
+    parse_namespace,
+    parse_poll_max,
+)
 from shadowbell.errors import UserError
 
 NEXT_CONTROLLER = "--and"
@@ -47,9 +54,9 @@ def serving_parser(command: str, description: str) -> Parser:
     process.add_argument("--iothreads", type=int, metavar="N", help="I/O threads (default 1)")
     process.add_argument(
         "--poll-max-us",
-        type=int,
-        metavar="US",
-        help="longest busy wait before an I/O thread sleeps (default 32, 0: none)",
+        metavar="US|busy",
+        help="longest busy wait before an I/O thread sleeps (default 32, 0: none, busy: always "
+        "poll while a guest has queues)",
     )
     process.add_argument(
         "--config", metavar="FILE", help="read everything from a TOML file instead"
@@ -76,6 +83,8 @@ def server_config(
             raise UserError(f"--config says everything: move {option} into {path}")
         return load(path), mine
     process = {name: given.pop(name) for name in ("iothreads", "poll_max_us") if name in given}
+    if "poll_max_us" in process:
+        process["poll_max_us"] = parse_poll_max(process["poll_max_us"])
     controllers = [_controller(given, default_socket(), need_images)]
     for segment in others:
         following = Parser("")

@@ -103,7 +103,7 @@ cdef class IOThread:
     """A thread that serves queue pairs of any number of engines.
 
     ``poll_max_us``: the longest time in microseconds to poll for work before sleeping; 0 never
-    polls. ``cpu``: the processor to run on, or None. ``start()`` raises ``UserError`` where io_uring
+    polls, "busy" polls for as long as there is an I/O queue. ``cpu``: the processor to run on, or None. ``start()`` raises ``UserError`` where io_uring
     isn't available.
     """
 
@@ -122,7 +122,9 @@ cdef class IOThread:
             raise OSError(errno, "can't make an eventfd")
         state.ns_factor = ns_factor
         state.tick_factor = tick_factor
-        state.poll_max = in_ticks(state, <uint64_t> (poll_max_us * 1000))
+        state.poll_always = poll_max_us == "busy"
+        if not state.poll_always:
+            state.poll_max = in_ticks(state, <uint64_t> (poll_max_us * 1000))
         state.gap = in_ticks(state, 2 * NAP_GAP_NS)
         state.waiting_tail = &state.waiting
         state.requests = <Request *> take(MAX_REQUESTS * sizeof(Request))

@@ -261,6 +261,8 @@ cdef struct ThreadState:
     uint64_t now                   # ticks, read once a round
     uint32_t finished_now          # commands that ended while they were being started
     uint64_t poll_max              # ticks
+    bint poll_always               # while there are I/O queues, whatever poll_max says
+    uint32_t io_queue_count        # of queues: the admin queues left out
     uint64_t tick_factor           # ticks = ns * tick_factor >> 20
     uint64_t gap                   # ticks between pieces of work, averaged: pacing.pxd
     uint64_t rested_at             # ticks: the last look before the last nap or sleep

@@ -46,7 +46,7 @@ from shadowbell.dataplane.operations cimport operate
 from shadowbell.dataplane.pacing cimport (
     LONG_SLEEP_NS,
     NAP_GAP_NS,
-    idle_span,
+    idle_queue_span,
     in_ticks,
     learn_gap,
     nap_ns,
@@ -55,14 +55,9 @@ from shadowbell.dataplane.pacing cimport (
 from shadowbell.dataplane.queues cimport completion_room, serve
 from shadowbell.dataplane.ring cimport await_kick
 
-cdef enum:
-    # A queue that found nothing for so long is armed and no longer polled, though the thread goes on.
-    IDLE_QUEUE_NS = 1000000
-
 
 cdef void run(ThreadState *thread) noexcept nogil:
     cdef uint64_t last_work
-    cdef uint64_t shortest_idle = in_ticks(thread, IDLE_QUEUE_NS)
     cdef bint busy
     await_kick(thread)
     thread.now = last_work = ticks()
@@ -89,7 +84,7 @@ cdef void run(ThreadState *thread) noexcept nogil:
             run_timers(&thread.block, clock_ns())
         if thread.waiting != NULL and retry_waiting(thread):
             busy = True
-        if serve_active(thread, max(shortest_idle, idle_span(thread))):
+        if serve_active(thread, idle_queue_span(thread)):
             busy = True
         if io_uring_sq_ready(&thread.block.ring):
             io_uring_submit(&thread.block.ring)

@@ -76,6 +76,7 @@ cdef bint pause(ThreadState *thread, EngineState *engine) noexcept nogil:
     i = 0
     while i < thread.queue_count:
         if thread.queues[i].engine == engine:
+            thread.io_queue_count -= thread.queues[i].qid != 0
             thread.queue_count -= 1
             thread.queues[i] = thread.queues[thread.queue_count]
         else:
@@ -96,6 +97,7 @@ cdef void resume(ThreadState *thread, EngineState *engine) noexcept nogil:
             sq.active = False
             thread.queues[thread.queue_count] = sq
             thread.queue_count += 1
+            thread.io_queue_count += sq.qid != 0
             activate(thread, sq)
             if sq.ioeventfd >= 0:
                 await_ioeventfd(thread, sq)

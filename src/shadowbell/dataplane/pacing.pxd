@@ -12,6 +12,8 @@
 # A gap is taken as the time from the last work to the last look that found none, not to the one that
 # found some: waking up takes longer than most gaps, and would make all of them look long. A sleep
 # much longer than waking takes counts whole.
+#
+# With poll_always none of this is weighed: where there is an I/O queue, it is polled.
 
 from libc.stdint cimport uint64_t
 
@@ -24,6 +26,8 @@ cdef enum:
     NAP_GAPS = 4               # or for so many gaps
     NAP_SHORTEST_NS = 10000
     NAP_LONGEST_NS = 100000
+    # A queue that found nothing for so long is armed and no longer polled, though the thread goes on.
+    IDLE_QUEUE_NS = 1000000
     # A mapped doorbell can't wake anybody: the thread looks again after an eighth of the time that
     # nothing came, and never later than this.
     MAPPED_LONGEST_NS = 8000000
@@ -40,12 +44,21 @@ cdef inline void learn_gap(ThreadState *thread, uint64_t gap) noexcept nogil:
 
 cdef inline bint worth_polling(ThreadState *thread, uint64_t idle) noexcept nogil:
     """Poll on, nothing having come for idle ticks?"""
+    if thread.poll_always and thread.io_queue_count:
+        return True
     return idle < thread.poll_max and (thread.gap < thread.poll_max or thread.mapped_count != 0)
 
 
 cdef inline uint64_t idle_span(ThreadState *thread) noexcept nogil:
     """Ticks after which work is no longer expected soon."""
     return max(thread.gap * NAP_GAPS, in_ticks(thread, NAP_SPAN_NS))
+
+
+cdef inline uint64_t idle_queue_span(ThreadState *thread) noexcept nogil:
+    """Ticks without work after which a queue is armed, though others keep the thread awake."""
+    if thread.poll_always:
+        return ~(<uint64_t> 0)
+    return max(idle_span(thread), in_ticks(thread, IDLE_QUEUE_NS))
 
 
 cdef inline uint64_t nap_ns(ThreadState *thread, uint64_t idle) noexcept nogil:

@@ -49,7 +49,7 @@ def test_targets(tmp_path: Path) -> None:
         (["--depth", "0"], "bad --depth '0': give 1 to 65535"),
         (["--depth", "1,,2"], "bad --depth ''"),
         (["--rate", "fast"], "bad --rate 'fast'"),
-        (["--poll-max-us", "lazy"], "bad --poll-max-us 'lazy'"),
+        (["--poll-max-us", "lazy"], "bad polling window 'lazy'"),
         (["--block-size", "4Q"], "bad size '4Q'"),
         (["--mix", "120"], "bad --mix 120"),
         (["--runs", "0"], "bad --runs 0"),

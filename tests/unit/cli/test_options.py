@@ -60,6 +60,11 @@ def test_every_option() -> None:
     )
 
 
+def test_polling_always() -> None:
+    config, _ = parse("a.img --poll-max-us busy")
+    assert config.poll_max_us == "busy"
+
+
 def test_and_starts_the_next_controller() -> None:
     config, _ = parse("a --read-only --socket /a --iothreads 2 --and b --socket /b --serial B")
     assert config == ServerConfig(
@@ -100,6 +105,8 @@ def test_images_can_be_left_out_where_they_do_not_matter() -> None:
         ("a --socket", "expected one argument"),
         ("a --iothreads many", "invalid int value"),
         ("a --iothreads 0", "out of range"),
+        ("a --poll-max-us lazy", "'lazy': give microseconds"),
+        ("a --poll-max-us 1000001", "out of range: give 0 to 1000000"),
         ("a --max-queues 129", "1 to 128"),
         ("a --doorbells rung", "invalid choice"),
         ("a,lba=520", "lba=512 or lba=4096"),

@@ -164,6 +164,14 @@ def test_an_image_has_one_writer_or_any_number_of_readers() -> None:
             )
 
 
+def test_polling_always(tmp_path: Path) -> None:
+    server = "poll_max_us = %s\n[[controller]]\nsocket = '/a'\nnamespace = 'null:1G'"
+    assert load(write(tmp_path, server % '"busy"')).poll_max_us == "busy"
+    for value in ('"lazy"', "true", "1.5"):
+        with pytest.raises(UserError, match="poll_max_us"):
+            load(write(tmp_path, server % value))
+
+
 @pytest.mark.parametrize("fields", [{"iothreads": 0}, {"iothreads": 65}, {"poll_max_us": -1}])
 def test_processes_check_themselves(fields: dict[str, int]) -> None:
     with pytest.raises(UserError, match="out of range"):

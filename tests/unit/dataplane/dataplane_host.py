@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from shadowbell.block import Backend, open_backend
 from shadowbell.dataplane import Engine, IOThread, live_objects
@@ -318,7 +318,7 @@ class Host:
 
 
 @contextlib.contextmanager
-def running(count: int = 1, *, poll_max_us: int = 32) -> Iterator[list[IOThread]]:
+def running(count: int = 1, *, poll_max_us: int | Literal["busy"] = 32) -> Iterator[list[IOThread]]:
     threads = [IOThread(i, poll_max_us=poll_max_us) for i in range(count)]
     for thread in threads:
         thread.start()

@@ -123,7 +123,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     controllers: tuple[ControllerConfig, ...] = msgspec.field(name="controller")
     iothreads: int = 1
-    poll_max_us: PollMax = 32
+    poll_max_us: PollMax = 256
 
     def __post_init__(self) -> None:
         if not self.controllers:

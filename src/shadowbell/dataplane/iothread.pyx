@@ -54,7 +54,7 @@ from shadowbell.dataplane.layout cimport (
 )
 from shadowbell.dataplane.live cimport count_live
 from shadowbell.dataplane.loop cimport run
-from shadowbell.dataplane.pacing cimport NAP_GAP_NS, in_ticks
+from shadowbell.dataplane.pacing cimport begin_pace
 
 from shadowbell.errors import UserError
 
@@ -107,7 +107,7 @@ cdef class IOThread:
     isn't available.
     """
 
-    def __cinit__(self, int index, *, poll_max_us=32, cpu=None):
+    def __cinit__(self, int index, *, poll_max_us=256, cpu=None):
         cdef uint32_t i
         cdef ThreadState *state = &self.state
         if not 0 <= index < MAX_CONTEXTS:
@@ -120,12 +120,9 @@ cdef class IOThread:
         state.done_fd = eventfd(0, EFD_CLOEXEC)
         if state.kick_fd < 0 or state.done_fd < 0:
             raise OSError(errno, "can't make an eventfd")
-        state.ns_factor = ns_factor
-        state.tick_factor = tick_factor
-        state.poll_always = poll_max_us == "busy"
-        if not state.poll_always:
-            state.poll_max = in_ticks(state, <uint64_t> (poll_max_us * 1000))
-        state.gap = in_ticks(state, 2 * NAP_GAP_NS)
+        begin_pace(&state.pace, 0 if poll_max_us == "busy" else <uint64_t> (poll_max_us * 1000),
+                   ns_factor, tick_factor)
+        state.pace.always = poll_max_us == "busy"
         state.waiting_tail = &state.waiting
         state.requests = <Request *> take(MAX_REQUESTS * sizeof(Request))
         state.free_requests = <Request **> calloc(MAX_REQUESTS, sizeof(Request *))

@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from shadowbell.block.backend cimport BlockContext, BlockRequest, BlockState
 from shadowbell.dataplane.includes.uring cimport iovec
+from shadowbell.dataplane.pacing cimport Pace
 
 cdef enum:
     PAGE_SIZE = 4096
@@ -257,15 +258,10 @@ cdef struct ThreadState:
     uint32_t free_count
     Request *waiting               # commands that wait for a bounce buffer or a ring entry
     Request **waiting_tail
-    uint64_t ns_factor             # ns = ticks * ns_factor >> 20
     uint64_t now                   # ticks, read once a round
     uint32_t finished_now          # commands that ended while they were being started
-    uint64_t poll_max              # ticks
-    bint poll_always               # while there are I/O queues, whatever poll_max says
+    Pace pace
     uint32_t io_queue_count        # of queues: the admin queues left out
-    uint64_t tick_factor           # ticks = ns * tick_factor >> 20
-    uint64_t gap                   # ticks between pieces of work, averaged: pacing.pxd
-    uint64_t rested_at             # ticks: the last look before the last nap or sleep
     uint32_t mapped_count          # active queues whose doorbell page is mapped: nobody can wake us
     EngineState *pausing           # not to be fetched from: OP_PAUSE waits for its commands
     uint32_t bus_errors_seen

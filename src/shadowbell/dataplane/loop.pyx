@@ -6,6 +6,7 @@ once, raise each completion queue's interrupt at most once. When nothing has mov
 completions, the clients' sockets and kicks all arrive.
 """
 
+from libc.errno cimport ETIME
 from libc.stdint cimport uint32_t, uint64_t
 
 from shadowbell.block.sources cimport run_timers, take_notes
@@ -44,23 +45,23 @@ from shadowbell.dataplane.layout cimport (
 )
 from shadowbell.dataplane.operations cimport operate
 from shadowbell.dataplane.pacing cimport (
-    LONG_SLEEP_NS,
-    NAP_GAP_NS,
+    REST_NAP,
+    REST_POLL,
+    how_to_rest,
     idle_queue_span,
-    in_ticks,
-    learn_gap,
-    nap_ns,
-    worth_polling,
+    napped,
+    worked,
 )
 from shadowbell.dataplane.queues cimport completion_room, serve
 from shadowbell.dataplane.ring cimport await_kick
 
 
 cdef void run(ThreadState *thread) noexcept nogil:
-    cdef uint64_t last_work
+    cdef uint64_t nap = 0
+    cdef int resting
     cdef bint busy
     await_kick(thread)
-    thread.now = last_work = ticks()
+    thread.now = thread.pace.last_work = ticks()
     while True:
         busy = False
         thread.now = ticks()
@@ -84,7 +85,7 @@ cdef void run(ThreadState *thread) noexcept nogil:
             run_timers(&thread.block, clock_ns())
         if thread.waiting != NULL and retry_waiting(thread):
             busy = True
-        if serve_active(thread, idle_queue_span(thread)):
+        if serve_active(thread, idle_queue_span(&thread.pace)):
             busy = True
         if io_uring_sq_ready(&thread.block.ring):
             io_uring_submit(&thread.block.ring)
@@ -93,12 +94,15 @@ cdef void run(ThreadState *thread) noexcept nogil:
         if thread.bus_errors_seen != load32(bus_error_count):
             tell_bus_error(thread)
         if busy:
-            learn_gap(thread, gap_until(thread, last_work))
-            last_work = thread.now
-        elif worth_polling(thread, thread.now - last_work):
+            worked(&thread.pace, thread.now)
+            continue
+        resting = how_to_rest(&thread.pace, thread.now, thread.io_queue_count != 0,
+                              thread.mapped_count != 0, &nap)
+        if resting == REST_POLL:
+            thread.pace.rested_at = 0
             relax()
         else:
-            rest(thread, last_work)
+            rest(thread, nap if resting == REST_NAP and thread.active_count else 0)
 
 
 cdef bint serve_active(ThreadState *thread, uint64_t idle_queue) noexcept nogil:
@@ -136,14 +140,12 @@ cdef void take_kicks(ThreadState *thread) noexcept nogil:
             activate(thread, thread.queues[i])
 
 
-cdef void rest(ThreadState *thread, uint64_t last_work) noexcept nogil:
-    """Nap, or arm every polled queue and sleep; come back at once when one has work."""
-    cdef uint64_t nap = 0
+cdef void rest(ThreadState *thread, uint64_t nap) noexcept nogil:
+    """Nap for so many ticks, or arm every polled queue and sleep; back at once when one has work."""
+    cdef uint64_t ns = nap * thread.pace.ns_factor >> 20
     cdef uint32_t i = 0
     cdef io_uring_cqe *cqe = NULL
     cdef __kernel_timespec timeout
-    if thread.active_count:
-        nap = nap_ns(thread, thread.now - last_work)
     store32(&thread.sleeping, 1)
     fence()
     while nap == 0 and i < thread.active_count:
@@ -158,13 +160,15 @@ cdef void rest(ThreadState *thread, uint64_t last_work) noexcept nogil:
             or load32(&thread.mailbox.posted) != thread.mailbox.done):
         store32(&thread.sleeping, 0)
         return
-    thread.rested_at = thread.now
+    thread.pace.rested_at = thread.now
     if thread.block.next_due:
-        nap = until_timer(thread, nap)
-    if nap:
-        timeout.tv_sec = nap // 1000000000
-        timeout.tv_nsec = nap % 1000000000
-        io_uring_submit_and_wait_timeout(&thread.block.ring, &cqe, 1, &timeout, NULL)
+        ns = until_timer(thread, ns)
+    if ns:
+        timeout.tv_sec = ns // 1000000000
+        timeout.tv_nsec = ns % 1000000000
+        if (io_uring_submit_and_wait_timeout(&thread.block.ring, &cqe, 1, &timeout, NULL) == -ETIME
+                and nap):
+            napped(&thread.pace, ns * thread.pace.tick_factor >> 20, ticks() - thread.now)
     else:
         io_uring_submit_and_wait(&thread.block.ring, 1)
     store32(&thread.sleeping, 0)
@@ -175,16 +179,6 @@ cdef uint64_t until_timer(ThreadState *thread, uint64_t nap) noexcept nogil:
     cdef uint64_t now = clock_ns()
     cdef uint64_t left = thread.block.next_due - now if thread.block.next_due > now else 1
     return min(nap, left) if nap else left
-
-
-cdef uint64_t gap_until(ThreadState *thread, uint64_t last_work) noexcept nogil:
-    """The gap that this round's work ended, as pacing.pxd counts it."""
-    cdef uint64_t rested = thread.rested_at
-    if rested <= last_work:
-        return thread.now - last_work  # it was polled through
-    if thread.now - rested > in_ticks(thread, LONG_SLEEP_NS):
-        return min(thread.now - last_work, in_ticks(thread, 8 * NAP_GAP_NS))
-    return rested - last_work
 
 
 cdef void raise_interrupts(ThreadState *thread) noexcept nogil:

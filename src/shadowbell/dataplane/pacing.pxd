@@ -2,29 +2,35 @@
 #
 # The three ways to learn of a command, by what they cost:
 #   polling   our processor, all of it; nothing for the host, no latency
-#   napping   a timer now and then; nothing for the host, latency of about a nap
+#   napping   a timer and a wake-up, 15 to 20 us of processor time on virtual machines; nothing for
+#             the host, latency when work comes meanwhile
 #   asleep    nothing; a doorbell write by the host (an exit, a message) and our waking up
-# So it depends on how long the gaps between pieces of work are. Gaps that the longest polling window
-# would cover are polled through. Longer ones, of a host that is busy with our last answers, are slept
-# through in naps with EventIdx left out of reach. When nothing came for several gaps, or gaps are
-# longer than a nap is worth, the queues are armed and the thread sleeps until it is rung.
+# So it depends on how long the gaps between pieces of work are, and on how well they are known. Of
+# the gaps the average and the mean deviation are learned (as TCP learns round trips). Work is
+# expected between two deviations before the average and two after it:
+#   - until shortly before then we nap, if that is worth a nap;
+#   - then we poll, unless that would take longer than the polling window;
+#   - when gaps fit into the window as a whole, we poll to its end, whatever the deviation;
+#   - when nothing came for several gaps, or gaps are longer than a nap is worth, the queues are armed
+#     and the thread sleeps until it is rung. Until then it looks again after every eighth of a gap.
 #
-# A gap is taken as the time from the last work to the last look that found none, not to the one that
-# found some: waking up takes longer than most gaps, and would make all of them look long. A sleep
-# much longer than waking takes counts whole.
+# A nap ends late by as much as it takes to wake up; that is learned too, and naps are shorter by it.
+# A gap that ended during a nap or a short sleep is taken as the time to the last look that found no
+# work, not to the one that found some: waking up takes longer than many gaps, and would make all of
+# them look long. So naps that were too long shorten themselves.
 #
-# With poll_always none of this is weighed: where there is an I/O queue, it is polled.
+# With always (`--poll-max-us busy`) none of this is weighed: where there is an I/O queue, it is polled.
 
 from libc.stdint cimport uint64_t
 
-from shadowbell.dataplane.layout cimport ThreadState
-
 cdef enum:
+    WORTH_NS = 30000           # shorter naps cost as much as polling
+    MARGIN_NS = 4000           # work may always be early by this much
     LONG_SLEEP_NS = 200000     # a sleep whose waking up doesn't matter any more
     NAP_GAP_NS = 1000000       # gaps beyond this are slept through
     NAP_SPAN_NS = 100000       # nap for at least so long after the last work,
     NAP_GAPS = 4               # or for so many gaps
-    NAP_SHORTEST_NS = 10000
+    NAP_SHORTEST_NS = 30000
     NAP_LONGEST_NS = 100000
     # A queue that found nothing for so long is armed and no longer polled, though the thread goes on.
     IDLE_QUEUE_NS = 1000000
@@ -32,43 +38,108 @@ cdef enum:
     # nothing came, and never later than this.
     MAPPED_LONGEST_NS = 8000000
 
+cdef enum Rest:
+    REST_POLL                  # look again at once
+    REST_NAP                   # sleep for a while, unarmed
+    REST_SLEEP                 # arm, and sleep until rung
 
-cdef inline uint64_t in_ticks(ThreadState *thread, uint64_t ns) noexcept nogil:
-    return ns * thread.tick_factor >> 20
+# In ticks, but for the factors.
+cdef struct Pace:
+    uint64_t poll_max          # the polling window; 0: neither poll nor nap
+    bint always                # poll while there is an I/O queue, whatever poll_max says
+    uint64_t gap               # between pieces of work, averaged
+    uint64_t spread            # its mean deviation
+    uint64_t overshoot         # of naps, averaged
+    uint64_t last_work
+    uint64_t rested_at         # the last look before a nap or sleep; 0: a later one ended it
+    uint64_t ns_factor         # ns = ticks * ns_factor >> 20
+    uint64_t tick_factor       # ticks = ns * tick_factor >> 20
 
 
-cdef inline void learn_gap(ThreadState *thread, uint64_t gap) noexcept nogil:
-    """A gap ended; the average forgets in about eight."""
-    thread.gap += (gap >> 3) - (thread.gap >> 3)
+cdef inline uint64_t in_ticks(const Pace *pace, uint64_t ns) noexcept nogil:
+    return ns * pace.tick_factor >> 20
 
 
-cdef inline bint worth_polling(ThreadState *thread, uint64_t idle) noexcept nogil:
-    """Poll on, nothing having come for idle ticks?"""
-    if thread.poll_always and thread.io_queue_count:
-        return True
-    return idle < thread.poll_max and (thread.gap < thread.poll_max or thread.mapped_count != 0)
+cdef inline void begin_pace(Pace *pace, uint64_t poll_max_ns, uint64_t ns_factor,
+                            uint64_t tick_factor) noexcept nogil:
+    """Nothing is known yet: gaps are taken as long."""
+    pace.ns_factor = ns_factor
+    pace.tick_factor = tick_factor
+    pace.always = False
+    pace.poll_max = in_ticks(pace, poll_max_ns)
+    pace.gap = in_ticks(pace, 2 * NAP_GAP_NS)
+    pace.spread = pace.gap >> 1
+    pace.overshoot = in_ticks(pace, WORTH_NS)
+    pace.last_work = pace.rested_at = 0
 
 
-cdef inline uint64_t idle_span(ThreadState *thread) noexcept nogil:
+cdef inline void learn(uint64_t *average, uint64_t value) noexcept nogil:
+    """It forgets in about eight."""
+    average[0] += (value >> 3) - (average[0] >> 3)
+
+
+cdef inline void worked(Pace *pace, uint64_t now) noexcept nogil:
+    """This round found work: a gap has ended."""
+    cdef uint64_t gap = now - pace.last_work
+    if pace.rested_at:
+        if now - pace.rested_at > in_ticks(pace, LONG_SLEEP_NS):
+            gap = min(gap, in_ticks(pace, 8 * NAP_GAP_NS))
+        else:
+            gap = pace.rested_at - pace.last_work
+    learn(&pace.spread, gap - pace.gap if gap > pace.gap else pace.gap - gap)
+    learn(&pace.gap, gap)
+    pace.overshoot -= pace.overshoot >> 8  # one bad moment must not end napping for good
+    pace.last_work = now
+    pace.rested_at = 0
+
+
+cdef inline void napped(Pace *pace, uint64_t asked, uint64_t took) noexcept nogil:
+    """A nap ended by its timer."""
+    learn(&pace.overshoot, took - asked if took > asked else 0)
+
+
+cdef inline uint64_t idle_span(const Pace *pace) noexcept nogil:
     """Ticks after which work is no longer expected soon."""
-    return max(thread.gap * NAP_GAPS, in_ticks(thread, NAP_SPAN_NS))
+    return max(pace.gap * NAP_GAPS, in_ticks(pace, NAP_SPAN_NS))
 
 
-cdef inline uint64_t idle_queue_span(ThreadState *thread) noexcept nogil:
+cdef inline uint64_t idle_queue_span(const Pace *pace) noexcept nogil:
     """Ticks without work after which a queue is armed, though others keep the thread awake."""
-    if thread.poll_always:
+    if pace.always:
         return ~(<uint64_t> 0)
-    return max(idle_span(thread), in_ticks(thread, IDLE_QUEUE_NS))
+    return max(idle_span(pace), in_ticks(pace, IDLE_QUEUE_NS))
 
 
-cdef inline uint64_t nap_ns(ThreadState *thread, uint64_t idle) noexcept nogil:
-    """How long to nap after idle ticks without work; 0: arm and sleep."""
-    cdef uint64_t ns
-    if (thread.poll_max and thread.gap < in_ticks(thread, NAP_GAP_NS)
-            and idle < idle_span(thread)):
-        ns = thread.gap * thread.ns_factor >> 23
-        return min(max(ns, <uint64_t> NAP_SHORTEST_NS), <uint64_t> NAP_LONGEST_NS)
-    if thread.mapped_count:
-        ns = idle * thread.ns_factor >> 23
-        return min(max(ns, <uint64_t> NAP_LONGEST_NS), <uint64_t> MAPPED_LONGEST_NS)
-    return 0
+cdef inline int how_to_rest(const Pace *pace, uint64_t now, bint queues, bint mapped,
+                            uint64_t *nap) noexcept nogil:
+    """What to do after a look that found nothing; ``nap`` is in ticks.
+
+    queues: there are I/O queues. mapped: a polled queue has a mapped doorbell.
+    """
+    cdef uint64_t idle = now - pace.last_work
+    cdef uint64_t margin = 2 * pace.spread + in_ticks(pace, MARGIN_NS)
+    cdef uint64_t early = 0, late = 0
+    if pace.always and queues:
+        return REST_POLL
+    if pace.poll_max and pace.gap < in_ticks(pace, NAP_GAP_NS):
+        if pace.gap < pace.poll_max:
+            late = pace.poll_max
+        elif 2 * margin <= pace.poll_max:
+            late = pace.gap + margin
+        if late and pace.gap > margin + pace.overshoot:
+            early = pace.gap - margin - pace.overshoot
+        if idle + in_ticks(pace, WORTH_NS) < early:
+            nap[0] = early - idle
+            return REST_NAP
+        if idle < late:
+            return REST_POLL
+        if idle < idle_span(pace):
+            nap[0] = min(max(pace.gap >> 3, in_ticks(pace, NAP_SHORTEST_NS)),
+                         in_ticks(pace, NAP_LONGEST_NS))
+            return REST_NAP
+    if not mapped:
+        return REST_SLEEP
+    if idle < pace.poll_max:
+        return REST_POLL
+    nap[0] = min(max(idle >> 3, in_ticks(pace, NAP_LONGEST_NS)), in_ticks(pace, MAPPED_LONGEST_NS))
+    return REST_NAP

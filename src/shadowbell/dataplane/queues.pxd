@@ -38,7 +38,7 @@ cdef inline uint32_t latency_bucket(uint64_t ns) noexcept nogil:
 
 
 cdef inline uint64_t ticks_to_ns(ThreadState *thread, uint64_t ticks) noexcept nogil:
-    return ticks * thread.ns_factor >> 20
+    return ticks * thread.pace.ns_factor >> 20
 
 
 cdef uint32_t serve(ThreadState *thread, SubmissionQueue *sq) noexcept nogil

@@ -1,7 +1,9 @@
-"""The compiled doorbell rules, one step at a time, for tests and labs.
+"""The compiled doorbell and pacing rules, one step at a time, for tests and labs.
 
 ``entries`` are 2 to 65536; heads and tails are below them. Source: NVMe Base 2.0, section 5.8.
 """
+
+from typing import Literal
 
 def distance(start: int, end: int, entries: int) -> int:
     """Entries from start up to end on a ring."""
@@ -56,3 +58,14 @@ class Slot:
         """A register write arrived."""
     def read(self) -> int:
         """Read it as a submission queue's slot is read."""
+
+class Pace:
+    """How a thread waits between pieces of work; times in nanoseconds, the polling window too."""
+
+    def __init__(self, poll_max_ns: int) -> None: ...
+    def worked(self, now: int) -> None:
+        """A look found work."""
+    def rest(self, now: int, mapped: bool = False) -> tuple[Literal["poll", "nap", "sleep"], int]:
+        """A look found none: what to do, and how long to nap."""
+    def napped(self, asked: int, took: int) -> None:
+        """A nap ended by its timer."""

@@ -1,12 +1,12 @@
-"""The compiled doorbell rules, one step at a time, for tests and labs.
+"""The compiled doorbell and pacing rules, one step at a time, for tests and labs.
 
 Each class holds a structure of the data plane's with memory words of its own, and calls the very
-functions of doorbells.pxd that the IOThreads inline.
+functions of doorbells.pxd and pacing.pxd that the IOThreads inline.
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from shadowbell.dataplane cimport doorbells
+from shadowbell.dataplane cimport doorbells, pacing
 from shadowbell.dataplane.includes.cpu cimport load32, store32
 from shadowbell.dataplane.layout cimport CompletionQueue, Counters, SubmissionQueue
 
@@ -133,3 +133,24 @@ cdef class Slot:
         """As serve() reads it: a value that isn't ours says that the host stores."""
         return doorbells.read_slot(&self.word, self.shadowed, &self.stored_word, &self.stores,
                                    &self.posted_word)
+
+
+cdef class Pace:
+    """How a thread waits; a tick is a nanosecond."""
+
+    cdef pacing.Pace pace
+
+    def __cinit__(self, uint64_t poll_max_ns):
+        pacing.begin_pace(&self.pace, poll_max_ns, 1 << 20, 1 << 20)
+
+    def worked(self, uint64_t now):
+        pacing.worked(&self.pace, now)
+
+    def rest(self, uint64_t now, bint mapped=False):
+        cdef uint64_t nap = 0
+        cdef int rest = pacing.how_to_rest(&self.pace, now, True, mapped, &nap)
+        self.pace.rested_at = 0 if rest == pacing.REST_POLL else now
+        return ("poll", "nap", "sleep")[rest], nap
+
+    def napped(self, uint64_t asked, uint64_t took):
+        pacing.napped(&self.pace, asked, took)

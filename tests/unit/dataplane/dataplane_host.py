@@ -318,7 +318,9 @@ class Host:
 
 
 @contextlib.contextmanager
-def running(count: int = 1, *, poll_max_us: int | Literal["busy"] = 32) -> Iterator[list[IOThread]]:
+def running(
+    count: int = 1, *, poll_max_us: int | Literal["busy"] = 256
+) -> Iterator[list[IOThread]]:
     threads = [IOThread(i, poll_max_us=poll_max_us) for i in range(count)]
     for thread in threads:
         thread.start()

@@ -1,0 +1,130 @@
+"""How a thread waits for work, in simulated time: what it costs, and how late it is."""
+
+import itertools
+import random
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shadowbell.dataplane.rules import Pace
+
+US = 1000
+MS = 1_000_000
+LOOK = 200  # ns of a look that finds nothing
+WAKE = 20 * US  # from a timer or a doorbell to the next look, and what it costs us
+WINDOW = 256 * US
+
+
+class Simulated:
+    """A thread that is given work after the gaps of a list, each from the end of the last work."""
+
+    def __init__(self, gaps: Iterable[int], window: int, settle: int = 200) -> None:
+        self.pace = Pace(window)
+        self.now = self.cpu = self.late = self.rings = self.naps = 0
+        self.time = self.work = 0
+        for number, gap in enumerate(gaps):
+            if number == settle:
+                self.cpu = self.late = self.rings = self.naps = self.work = 0
+                self.time = self.now
+            self.wait_for(self.now + gap)
+            self.pace.worked(self.now)
+            self.work += 1
+        self.time = self.now - self.time
+
+    def wait_for(self, due: int) -> None:
+        while True:
+            self.now += LOOK
+            self.cpu += LOOK
+            if self.now >= due:
+                break
+            what, nap = self.pace.rest(self.now)
+            if what == "poll":
+                continue
+            self.cpu += WAKE
+            if what == "nap":
+                self.naps += 1
+                self.pace.napped(nap, nap + WAKE)
+                self.now += nap + WAKE
+            else:
+                self.rings += 1
+                self.now = max(due, self.now) + WAKE
+        self.late += self.now - due
+
+    @property
+    def load(self) -> float:
+        """Processor time, 1 being all of it."""
+        return self.cpu / self.time
+
+
+def test_short_gaps_are_polled_through() -> None:
+    """Nobody is rung, nothing waits, under a load whose gaps fit into the window."""
+    chance = random.Random(1)
+    thread = Simulated((chance.randrange(1, 60 * US) for _ in range(2000)), WINDOW)
+    assert (thread.rings, thread.naps) == (0, 0)
+    assert thread.late <= thread.work * LOOK
+
+
+@pytest.mark.parametrize("gap", [100 * US, 200 * US, 500 * US, 900 * US])
+def test_steady_gaps_cost_a_nap_and_a_little_polling(gap: int) -> None:
+    """A load of evenly spaced commands: no rings, no lateness, far from a whole processor."""
+    thread = Simulated(itertools.repeat(gap, 1000), WINDOW)
+    assert thread.rings == 0
+    assert thread.naps <= 1.1 * thread.work
+    assert thread.late / thread.work < US
+    assert thread.load < (WAKE + 20 * US) / gap
+
+
+def test_gaps_of_no_pattern_longer_than_the_window_are_napped_through() -> None:
+    chance = random.Random(2)
+    gaps = [int(chance.expovariate(1 / (600 * US))) for _ in range(3000)]
+    thread = Simulated(gaps, 32 * US)
+    assert thread.rings < 0.2 * thread.work
+    assert thread.late / thread.work < 100 * US
+    assert thread.load < 0.5
+
+
+def test_long_gaps_are_slept_through() -> None:
+    """A command every 5 ms: one ring each, and next to no processor."""
+    thread = Simulated(itertools.repeat(5 * MS, 500), WINDOW)
+    assert thread.rings == thread.work
+    assert thread.load < 0.01
+
+
+def test_without_a_window_nothing_is_polled() -> None:
+    thread = Simulated(itertools.repeat(10 * US, 1000), 0)
+    assert thread.rings == thread.work
+
+
+def test_naps_come_back_after_a_moment_that_was_out_of_the_ordinary() -> None:
+    thread = Simulated(itertools.repeat(200 * US, 500), WINDOW)
+    thread.pace.napped(100 * US, 50 * MS)
+    thread.naps = thread.work = 0
+    for _ in range(3000):
+        thread.wait_for(thread.now + 200 * US)
+        thread.pace.worked(thread.now)
+    assert thread.naps > 1000
+
+
+@given(st.lists(st.integers(1, 20 * MS), max_size=60), st.sampled_from([0, US, 32 * US, WINDOW]))
+def test_whatever_came_before_silence_ends_in_sleep(gaps: list[int], window: int) -> None:
+    """At most some milliseconds after the last work no timer wakes the thread any more."""
+    thread = Simulated(gaps, window)
+    start = thread.now
+    while True:
+        what, nap = thread.pace.rest(thread.now)
+        if what == "sleep":
+            break
+        assert nap <= MS
+        thread.now += nap if what == "nap" else LOOK
+    assert thread.now - start <= 6 * MS
+
+
+@given(st.integers(0, 2**40), st.integers(0, 100 * MS))
+def test_a_mapped_doorbell_is_looked_at_for_ever(start: int, idle: int) -> None:
+    """Nobody can ring for it; the pause before the next look grows, to 8 ms."""
+    pace = Pace(WINDOW)
+    pace.worked(start)
+    what, nap = pace.rest(start + idle, mapped=True)
+    assert what == "poll" or (what == "nap" and nap <= 8 * MS)

@@ -6,8 +6,6 @@ in /dev/shm), or one image file that each opens in turn.
 
 from __future__ import annotations
 
-import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +17,10 @@ from shadowbell import guest
 from shadowbell.bench.target import Socket, serve
 from shadowbell.config import NamespaceConfig
 from shadowbell.errors import UserError
+from shadowbell.guest.child import Child
 
 NODE: Final = "bench"
+START_TIMEOUT: Final = 10.0
 STORAGE_DAEMON: Final = "qemu-storage-daemon"
 # QEMU's trace points that fire at each doorbell register write of its nvme device.
 NVME_DOORBELLS: Final = ("pci_nvme_mmio_doorbell_sq", "pci_nvme_mmio_doorbell_cq")
@@ -109,34 +109,28 @@ def virtio_blk(store: Backend, *, iothread: bool) -> Iterator[Setup]:
     yield Setup(name, tuple(extra), (device,))
 
 
+class StorageDaemon(Child):
+    """qemu-storage-daemon, exporting a back end by vhost-user-blk."""
+
+    def __init__(self, store: Backend, program: Path) -> None:
+        super().__init__("vhost")
+        self.socket = self.folder / "vhost.sock"
+        export = f"type=vhost-user-blk,id=export,node-name={NODE},writable=on"
+        self._command: list[str | Path] = [
+            *(program, "--blockdev", store.blockdev()),
+            *("--export", f"{export},addr.type=unix,addr.path={self.socket}"),
+        ]
+
+    def start(self) -> None:
+        self._launch(self._command)
+        if not self._wait_until(self.socket.is_socket, START_TIMEOUT):
+            raise UserError(f"{STORAGE_DAEMON} did not start: {self.log.strip()}")
+
+
 @contextmanager
 def vhost_user_blk(store: Backend, program: Path) -> Iterator[Setup]:
     """vhost-user-blk, served by qemu-storage-daemon."""
-    with TemporaryDirectory(prefix="shadowbell-vhost-") as folder:
-        path = Path(folder) / "vhost.sock"
-        export = f"type=vhost-user-blk,id=export,node-name={NODE},writable=on"
-        arguments = [
-            *("--blockdev", store.blockdev()),
-            *("--export", f"{export},addr.type=unix,addr.path={path}"),
-        ]
-        process = subprocess.Popen(
-            [program, *arguments], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        try:
-            _await_socket(path, process)
-            chardev = ("-chardev", f"socket,id=vhost,path={path}")
-            device = {"driver": "vhost-user-blk-pci", "chardev": "vhost"}
-            yield Setup("vhost-user-blk", chardev, (device,))
-        finally:
-            process.terminate()
-            process.communicate()
-
-
-def _await_socket(path: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 10
-    while not path.is_socket():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.terminate()
-            said = process.communicate()[1].decode(errors="replace").strip()
-            raise UserError(f"{STORAGE_DAEMON} did not start: {said}")
-        time.sleep(0.02)
+    with StorageDaemon(store, program) as daemon:
+        chardev = ("-chardev", f"socket,id=vhost,path={daemon.socket}")
+        device = {"driver": "vhost-user-blk-pci", "chardev": "vhost"}
+        yield Setup("vhost-user-blk", chardev, (device,))

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from .agent import Agent, AgentError
+from .child import Child, ChildError
 from .locate import Images, Qemu, find_images, find_qemu
 from .qmp import Qmp, QmpError
 
 Firmware = Literal["direct", "bios", "uefi"]
 Device = Mapping[str, Any]
 
+CONNECT_TIMEOUT = 30.0
 BOOT_TIMEOUT = 120.0  # an emulated boot takes 6 s, on a busy machine several times that
 
 
-class GuestError(Exception):
+class GuestError(ChildError):
     """The guest or QEMU failed; the message ends with what they last said."""
 
 
@@ -46,7 +43,7 @@ def disk(path: Path, **properties: Any) -> Device:
     }
 
 
-class Guest:
+class Guest(Child):
     """A q35 machine with memory that can be shared with a device process.
 
     firmware "direct" loads `kernel` (a release of find_images().kernels, the newest by default)
@@ -71,8 +68,8 @@ class Guest:
             raise GuestError(available())
         if firmware == "uefi" and qemu.ovmf is None:
             raise GuestError("no UEFI firmware beside QEMU: install ovmf")
+        super().__init__("guest")
         self.kernel_release = ""
-        self._folder = Path(tempfile.mkdtemp(prefix="shadowbell-guest-"))
         self._arguments = [
             *self._machine(qemu, images, cpus, memory),
             *self._boot(qemu, images, firmware, kernel, append),
@@ -81,26 +78,22 @@ class Guest:
         ports = [f"pcie-root-port,id=slot{n},chassis={n + 1}" for n in range(slots)]
         for device in (*ports, *map(json.dumps, devices)):
             self._arguments += ["-device", device]
-        self._process: subprocess.Popen[bytes] | None = None
         self._agent: Agent | None = None
         self._qmp: Qmp | None = None
 
     def _machine(self, qemu: Qemu, images: Images, cpus: int, memory: str) -> list[str]:
         accelerator = images.accelerator
-        arguments = [
+        return [
             str(qemu.program), "-nodefaults", "-no-user-config", "-display", "none",
             "-machine", f"q35,memory-backend=mem,accel={accelerator}",
             "-object", f"memory-backend-memfd,id=mem,size={memory},share=on",
             "-m", memory, "-smp", str(cpus), "-cpu", "host" if accelerator == "kvm" else "max",
-            "-serial", f"file:{self._folder}/console",
-            "-qmp", f"unix:{self._folder}/qmp,server=on,wait=off",
-            "-chardev", f"socket,id=agent,path={self._folder}/agent,server=on,wait=off",
+            "-serial", f"file:{self.folder}/console",
+            "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off",
+            "-chardev", f"socket,id=agent,path={self.folder}/agent,server=on,wait=off",
             "-device", "virtio-serial-pci",
             "-device", "virtserialport,chardev=agent,name=shadowbell.agent",
         ]  # fmt: skip
-        if qemu.version >= (10, 2):
-            arguments += ["-run-with", "exit-with-parent=on"]
-        return arguments
 
     def _boot(
         self, qemu: Qemu, images: Images, firmware: Firmware, kernel: str | None, append: str
@@ -113,28 +106,12 @@ class Guest:
         if firmware == "bios" or qemu.ovmf is None:
             return []
         code, variables = qemu.ovmf
-        own = self._folder / "variables.fd"
+        own = self.folder / "variables.fd"
         shutil.copy(variables, own)
         return [
             "-drive", f"if=pflash,format=raw,readonly=on,file={code}",
             "-drive", f"if=pflash,format=raw,file={own}",
         ]  # fmt: skip
-
-    def __enter__(self) -> Guest:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def qmp(self) -> Qmp:
@@ -145,22 +122,15 @@ class Guest:
     @property
     def console(self) -> str:
         """All the guest wrote to its serial console so far."""
-        path = self._folder / "console"
+        path = self.folder / "console"
         return path.read_bytes().decode(errors="replace") if path.exists() else ""
 
-    def start(self, *, timeout: float = BOOT_TIMEOUT) -> None:
+    def start(self) -> None:
         """Boots and waits until the guest takes commands."""
-        with (self._folder / "stderr").open("wb") as stderr:
-            self._process = subprocess.Popen(
-                self._arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                start_new_session=True,  # the terminal's ^C is the test run's, not QEMU's
-            )
+        self._launch(self._arguments)
         self._qmp = Qmp(self._connect("qmp"))
         self._agent = Agent(self._connect("agent"))
-        self.wait_boot(timeout=timeout)
+        self.wait_boot()
 
     def wait_boot(self, *, timeout: float = BOOT_TIMEOUT) -> None:
         """Waits until the guest, booting for the first time or again, takes commands."""
@@ -203,19 +173,11 @@ class Guest:
 
     def close(self) -> None:
         """Ends QEMU, gently first, and removes its files."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._process = None
+        super().close()
         for channel in (self._agent, self._qmp):
             if channel is not None:
                 channel.close()
         self._agent = self._qmp = None
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _channel(self) -> Agent:
         if self._agent is None:
@@ -223,23 +185,15 @@ class Guest:
         return self._agent
 
     def _connect(self, name: str) -> socket.socket:
-        deadline = time.monotonic() + 30
-        while True:
-            connection = socket.socket(socket.AF_UNIX)
-            try:
-                connection.connect(str(self._folder / name))
-                return connection
-            except OSError as error:
-                connection.close()
-                ended = self._process is not None and self._process.poll() is not None
-                if ended or time.monotonic() > deadline:
-                    raise self._failure("QEMU did not start") from error
-            time.sleep(0.02)
+        connection = socket.socket(socket.AF_UNIX)
+        path = str(self.folder / name)
+        if self._wait_until(lambda: connection.connect_ex(path) == 0, CONNECT_TIMEOUT):
+            return connection
+        connection.close()
+        raise self._failure("QEMU did not start")
 
     def _failure(self, what: str) -> GuestError:
-        stderr = self._folder / "stderr"
-        said = stderr.read_bytes().decode(errors="replace") if stderr.exists() else ""
-        code = self._process.poll() if self._process is not None else None
+        code, said = self.exit_code, self.log
         parts = [what]
         if code is not None:
             parts.append(f"QEMU ended with {code}")

@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from .child import Child, ChildError
 
 START_TIMEOUT = 15.0
 
 
-class ServeError(Exception):
+class ServeError(ChildError):
     """The server did not start, answer or stop as it should; the message ends with its log."""
 
 
@@ -50,68 +49,30 @@ class Ledger:
         return self.interrupts / max(1, self.commands)
 
 
-class Served:
+class Served(Child):
     """A running server in a folder of its own; `arguments` follow `shadowbell serve`.
 
     They are given as functions of the folder's files: "{folder}" is replaced by its path.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="shadowbell-serve-"))
+        super().__init__("serve")
         self._arguments = [argument.replace("{folder}", str(self.folder)) for argument in arguments]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Served:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        if self._process is None:
-            raise ServeError("the server isn't running")
-        return self._process.pid
-
-    @property
-    def log(self) -> str:
-        path = self.folder / "log"
-        return path.read_text(errors="replace") if path.exists() else ""
 
     def socket(self, name: str) -> Path:
         return self.folder / name
 
     def start(self) -> None:
         """Starts it and waits until it listens."""
-        with (self.folder / "log").open("ab") as log:
-            before = log.tell()
-            self._process = subprocess.Popen(
-                [*_end_with_us(), sys.executable, "-m", "shadowbell", "serve", *self._arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # the terminal's ^C is ours to pass on
-            )
-        deadline = time.monotonic() + START_TIMEOUT
+        before = len(self.log)
+        self._launch([sys.executable, "-m", "shadowbell", "serve", *self._arguments])
         # The arguments for QEMU are printed when every socket listens.
-        while "QEMU arguments" not in self.log[before:]:
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise ServeError(f"the server did not start:\n{self.log[before:]}")
-            time.sleep(0.01)
+        if not self._wait_until(lambda: "QEMU arguments" in self.log[before:], START_TIMEOUT):
+            raise ServeError(f"the server did not start:\n{self.log[before:]}")
 
     def check_alive(self) -> None:
         """Raises ServeError when the server has ended."""
-        if self._process is None or self._process.poll() is not None:
+        if self._running().poll() is not None:
             raise ServeError(f"the server ended:\n{self.log[-4000:]}")
 
     def ledger(self, name: str) -> Ledger:
@@ -129,30 +90,12 @@ class Served:
 
     def stop(self, timeout: float = 20) -> int:
         """Ends it as a service manager does (SIGTERM); its exit code."""
-        if self._process is None:
-            raise ServeError("the server isn't running")
-        self._process.send_signal(signal.SIGTERM)
+        process = self._running()
+        process.terminate()
         try:
-            return self._process.wait(timeout)
+            return process.wait(timeout)
         except subprocess.TimeoutExpired as error:
             raise ServeError(f"the server did not end:\n{self.log[-4000:]}") from error
-
-    def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._process = None
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _end_with_us() -> list[str]:
-    """A prefix that ends the server when this process dies without a chance to."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
 
 
 def _ledger(queues: list[dict[str, Any]]) -> Ledger:

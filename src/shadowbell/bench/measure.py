@@ -21,7 +21,7 @@ from shadowbell.driver import (
     QueuePair,
     Verifier,
 )
-from shadowbell.driver.hostload import histogram_floor, tick_nanoseconds
+from shadowbell.driver.histogram import histogram_floor, tick_nanoseconds
 from shadowbell.driver.memory import HUGE
 from shadowbell.errors import UserError
 

@@ -10,7 +10,7 @@ from libc.string cimport memset
 from posix.unistd cimport read
 
 from shadowbell.driver.hostring cimport sb_nanoseconds, sb_post, sb_signal, sb_ticks
-from shadowbell.driver.hostload import histogram_bucket, tick_nanoseconds
+from shadowbell.driver.histogram import histogram_bucket, tick_nanoseconds
 
 cdef enum:
     MESSAGE = 36

@@ -12,12 +12,12 @@ package. Not done: fused commands, metadata, several memory arenas, reconnecting
 from shadowbell.driver.admin import Admin, Event
 from shadowbell.driver.client import Client
 from shadowbell.driver.host import Doorbells, Host, Namespace
-from shadowbell.driver.hostload import Verifier
 from shadowbell.driver.hostqueue import DeviceGone, ProtocolError
 from shadowbell.driver.load import Load, LoadSpec, LoadStats, Pattern, run_load
 from shadowbell.driver.memory import Arena, Buffer
 from shadowbell.driver.queue_pair import CommandError, Completion, QueuePair
 from shadowbell.driver.registers import ControllerFailed
+from shadowbell.driver.verifier import Verifier
 from shadowbell.driver.wire import WireError
 
 connect = Host.connect

@@ -1,12 +1,12 @@
 """The load loop: keeps queues full of reads and writes, checks what comes back, counts."""
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.time cimport timespec
-from posix.unistd cimport usleep
 
+from shadowbell.driver.histogram cimport BUCKETS, bucket_of
 from shadowbell.driver.hostqueue cimport (
     POLLIN,
     CompletionRing,
@@ -17,16 +17,17 @@ from shadowbell.driver.hostqueue cimport (
 from shadowbell.driver.hostring cimport (
     Cq,
     Cqe,
-    Sq,
     cq_advance,
     cq_peek,
     ring_doorbell,
-    sb_nanoseconds,
     sb_pause,
     sb_relaxed,
     sb_ticks,
     sq_next,
 )
+from shadowbell.driver.verifier cimport Verifier, mix
+
+from shadowbell.driver.histogram import tick_nanoseconds
 
 cdef extern from * nogil:
     """
@@ -34,242 +35,16 @@ cdef extern from * nogil:
     {
         return (uint64_t)(((unsigned __int128)random * range) >> 64);
     }
-    #define sb_top_bit(v) (63 - __builtin_clzll(v))
     """
     uint64_t sb_scale(uint64_t, uint64_t) noexcept
-    int sb_top_bit(uint64_t) noexcept
 
 cdef extern from "<poll.h>" nogil:
     int ppoll(pollfd *, unsigned long, const timespec *, const void *)
 
 cdef enum:
     SHORTEST_SLEEP_NS = 2000       # less is over before the timer is set
-    SUB_BITS = 6                   # 64 buckets an octave: 1.6 % wide
-    BUCKETS = 3776                 # (64 - SUB_BITS + 1) << SUB_BITS
-    MAX_RINGS = 128
     OPCODE_WRITE = 1
     OPCODE_READ = 2
-
-HISTOGRAM_BUCKETS = BUCKETS
-
-
-cdef inline int bucket_of(uint64_t value) noexcept nogil:
-    cdef int top
-    if value < (1 << SUB_BITS):
-        return <int>value
-    top = sb_top_bit(value)
-    return ((top - SUB_BITS + 1) << SUB_BITS) + <int>((value >> (top - SUB_BITS)) & 63)
-
-
-def histogram_bucket(value) -> int:
-    """The latency bucket of ``value`` ticks."""
-    return bucket_of(<uint64_t>value)
-
-
-def histogram_floor(bucket) -> int:
-    """The least value that falls into ``bucket``."""
-    if bucket < (1 << SUB_BITS):
-        return bucket
-    octave = bucket >> SUB_BITS
-    return ((bucket & 63) | 64) << (octave - 1)
-
-
-cdef double nanoseconds_per_tick = 0
-
-
-def tick_nanoseconds() -> float:
-    """Nanoseconds in a tick of the latency clock, measured once against CLOCK_MONOTONIC."""
-    global nanoseconds_per_tick
-    cdef uint64_t time, ticks
-    if nanoseconds_per_tick == 0:
-        time, ticks = sb_nanoseconds(), sb_ticks()
-        usleep(5000)
-        nanoseconds_per_tick = <double>(sb_nanoseconds() - time) / <double>(sb_ticks() - ticks)
-    return nanoseconds_per_tick
-
-
-# --- verification
-
-cdef inline uint64_t mix(uint64_t value) noexcept nogil:
-    value = (value ^ (value >> 30)) * <uint64_t>0xbf58476d1ce4e5b9
-    value = (value ^ (value >> 27)) * <uint64_t>0x94d049bb133111eb
-    return value ^ (value >> 31)
-
-
-cdef inline void stamp(uint64_t *words, uint64_t count, uint64_t lba, uint64_t generation,
-                       uint64_t seed) noexcept nogil:
-    cdef uint64_t base = mix(seed ^ mix(lba ^ (generation << 40)))
-    cdef uint64_t i
-    words[0] = lba
-    words[1] = generation
-    for i in range(2, count):
-        words[i] = base + i * <uint64_t>0x9e3779b97f4a7c15
-
-
-cdef inline bint stamped(const uint64_t *words, uint64_t count, uint64_t lba,
-                         uint64_t seed) noexcept nogil:
-    # Is this, in every word, what stamp() wrote for the generation it names?
-    cdef uint64_t base = mix(seed ^ mix(lba ^ (words[1] << 40)))
-    cdef uint64_t wrong = words[0] ^ lba
-    cdef uint64_t i
-    for i in range(2, count):
-        wrong |= words[i] ^ (base + i * <uint64_t>0x9e3779b97f4a7c15)
-    return wrong == 0
-
-
-cdef class Verifier:
-    """What every logical block should hold: the generation last written to it.
-
-    A block is stamped with its LBA, its generation and a pattern of both; a read must return
-    the generation whose write completed last. A write that was interrupted (reset, disconnect)
-    leaves either outcome open until the next read settles it. Blocks never written through the
-    verifier are not checked. Threads may share one as long as their LBA ranges are disjoint.
-    """
-
-    cdef readonly uint64_t blocks
-    cdef readonly uint32_t lba_size
-    cdef readonly uint64_t seed
-    cdef uint32_t *stable          # generation whose write completed last
-    cdef uint32_t *latest          # generation last submitted
-
-    def __cinit__(self, uint64_t blocks, uint32_t lba_size, uint64_t seed=1):
-        if blocks == 0 or lba_size < 64 or lba_size & 7:
-            raise ValueError("a verifier needs blocks of at least 64 bytes")
-        self.blocks, self.lba_size, self.seed = blocks, lba_size, seed
-        self.stable = <uint32_t *>calloc(blocks, 4)
-        self.latest = <uint32_t *>calloc(blocks, 4)
-        if self.stable == NULL or self.latest == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        free(self.stable)
-        free(self.latest)
-
-    cdef void begin(self, uint64_t lba, uint64_t count, uint8_t *data) noexcept nogil:
-        cdef uint64_t i
-        for i in range(lba, lba + count):
-            self.latest[i] += 1
-            stamp(<uint64_t *>data, self.lba_size >> 3, i, self.latest[i], self.seed)
-            data += self.lba_size
-
-    cdef void written(self, uint64_t lba, uint64_t count) noexcept nogil:
-        cdef uint64_t i
-        for i in range(lba, lba + count):
-            self.stable[i] = self.latest[i]
-
-    cdef int64_t wrong(self, uint64_t lba, uint64_t count, const uint8_t *data) noexcept nogil:
-        # The first wrong LBA, or -1.
-        cdef uint64_t i, generation
-        cdef const uint64_t *words
-        for i in range(lba, lba + count):
-            words = <const uint64_t *>data
-            data += self.lba_size
-            if self.latest[i] == 0:
-                continue
-            generation = words[1]
-            if (generation != 0 and self.stable[i] <= generation <= self.latest[i]
-                    and stamped(words, self.lba_size >> 3, i, self.seed)):
-                self.stable[i] = <uint32_t>generation
-                self.latest[i] = <uint32_t>generation
-            elif self.stable[i] != 0:
-                return <int64_t>i
-        return -1
-
-    def prepare(self, uint64_t lba, uint8_t[::1] data) -> None:
-        """Stamp ``data`` (whole blocks) as the next write to ``lba``."""
-        self.begin(lba, self.whole(lba, data.shape[0]), &data[0])
-
-    def confirm(self, uint64_t lba, uint64_t count) -> None:
-        """The write prepared for these blocks has completed."""
-        self.whole(lba, count * self.lba_size)
-        self.written(lba, count)
-
-    def check(self, uint64_t lba, const uint8_t[::1] data) -> int | None:
-        """Check what was read from ``lba``: None, or the first LBA that is wrong."""
-        cdef int64_t lba_wrong = self.wrong(lba, self.whole(lba, data.shape[0]), &data[0])
-        return None if lba_wrong < 0 else lba_wrong
-
-    def forget(self, uint64_t lba, uint64_t count) -> None:
-        """These blocks were changed some other way; don't check them until written again."""
-        cdef uint64_t i
-        self.whole(lba, count * self.lba_size)
-        for i in range(lba, lba + count):
-            self.stable[i] = 0
-            self.latest[i] = 0
-
-    def expects(self, uint64_t lba) -> tuple:
-        """(generation completed, generation submitted) of a block."""
-        self.whole(lba, self.lba_size)
-        return self.stable[lba], self.latest[lba]
-
-    cdef uint64_t whole(self, uint64_t lba, uint64_t length) except? 0:
-        cdef uint64_t count = length // self.lba_size
-        if count == 0 or length % self.lba_size or lba + count > self.blocks:
-            raise ValueError("data isn't whole blocks inside the verified range")
-        return count
-
-
-# --- the loop
-
-ctypedef struct Command:
-    uint8_t sqe[64]                # ready but for opcode and LBA
-    uint8_t *data
-    uint64_t started
-    uint64_t unit
-    uint64_t write
-
-
-ctypedef struct Lane:
-    Sq *sq
-    Command *commands              # by command identifier
-    uint16_t *ready                # identifiers free to go, a stack
-    uint32_t n_ready
-
-
-ctypedef struct Load:
-    Lane lanes[MAX_RINGS]
-    Cq *cqs[MAX_RINGS]
-    pollfd vectors[MAX_RINGS]      # their interrupts, by the same index
-    Lane *by_qid[256]
-    uint32_t n_lanes
-    uint32_t n_cqs
-    uint64_t depth                 # commands in flight at most, of all lanes
-    # the pattern
-    uint64_t random
-    uint64_t cursor
-    uint64_t units                 # I/O-sized pieces of the range
-    uint64_t first                 # LBA of the first
-    uint64_t blocks                # LBAs of an I/O
-    uint32_t writes                # of 65536
-    uint32_t sequential
-    uint32_t sleep                 # on interrupts
-    uint64_t spin                  # ticks to poll before sleeping
-    uint64_t interval              # ticks from one start to the next, 0: as fast as possible
-    uint64_t due                   # when the next may start
-    uint64_t arrears               # ticks of delay that are made up for by a burst
-    uint8_t *owned                 # by unit, when verifying: an I/O is on it
-    # limits
-    uint64_t limit                 # I/Os, 0: none
-    uint64_t deadline              # ticks, 0: none
-    uint64_t pause_at              # ticks: return for signals
-    uint64_t stall                 # ticks without a completion that mean lost
-    # results
-    uint64_t issued
-    uint64_t running
-    uint64_t progress              # when something completed last
-    uint64_t done_reads
-    uint64_t done_writes
-    uint64_t errors
-    uint64_t mismatches
-    uint64_t violations            # impossible completions
-    uint64_t sleeps
-    uint32_t first_error           # status
-    int64_t first_mismatch         # LBA
-    int failed                     # errno of a doorbell
-    int dead                       # a queue was killed
-    int stalled
-    int stop
-    uint64_t histogram[BUCKETS]
 
 
 cdef inline void start(Load *load, Lane *lane, Verifier check, uint64_t now) noexcept nogil:
@@ -372,7 +147,7 @@ cdef void rest(Load *load, uint64_t now) noexcept nogil:
         if load.due <= now:
             wait = 20000000 if load.running >= load.depth else 0
         else:
-            wait = min(wait, <uint64_t>(<double>(load.due - now) * nanoseconds_per_tick))
+            wait = min(wait, <uint64_t>(<double>(load.due - now) * load.tick))
     if wait < SHORTEST_SLEEP_NS:
         sb_pause()
         return
@@ -480,12 +255,13 @@ cdef class LoadLoop:
         load.first, load.units, load.blocks = first, units, blocks
         load.writes, load.sequential, load.random = writes, sequential, mix(seed | 1) | 1
         load.sleep = sleep
-        load.spin = <uint64_t>(spin * 1e9 / tick_nanoseconds())
+        load.tick = tick_nanoseconds()
+        load.spin = <uint64_t>(spin * 1e9 / load.tick)
         load.depth = depth
         if rate:
             if rate < 1:
                 raise ValueError("a load starts at least one I/O a second")
-            load.interval = max(1, <uint64_t>(1e9 / tick_nanoseconds() / rate))
+            load.interval = max(1, <uint64_t>(1e9 / load.tick / rate))
             load.arrears = load.interval * load.depth
         load.first_mismatch = -1
         if check is not None:
@@ -551,7 +327,7 @@ cdef class LoadLoop:
         ``mismatches``, ``violations``, ``lost`` and ``broken``.
         """
         cdef Load *load = self.load
-        cdef double tick = tick_nanoseconds()
+        cdef double tick = load.tick
         cdef uint64_t begin = sb_ticks()
         cdef SubmissionRing ring
         cdef CompletionRing queue

@@ -5,16 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from shadowbell.driver import pointers
+from shadowbell.driver.histogram import histogram_bucket, histogram_floor, tick_nanoseconds
 from shadowbell.driver.host import Host
-from shadowbell.driver.hostload import (
-    LoadLoop,
-    Verifier,
-    histogram_bucket,
-    histogram_floor,
-    tick_nanoseconds,
-)
+from shadowbell.driver.hostload import LoadLoop
 from shadowbell.driver.memory import PAGE, Buffer
 from shadowbell.driver.queue_pair import QueuePair
+from shadowbell.driver.verifier import Verifier
 
 Pattern = Literal["randread", "randwrite", "randrw", "read", "write"]
 

@@ -15,7 +15,7 @@ from shadowbell.bench.fio import fio_document
 from shadowbell.bench.report import document, medians, merged, record
 from shadowbell.bench.sweep import ratios
 from shadowbell.driver import LoadStats
-from shadowbell.driver.hostload import histogram_bucket
+from shadowbell.driver.histogram import histogram_bucket
 from shadowbell.errors import UserError
 
 

@@ -6,13 +6,10 @@ from typing import Any
 import pytest
 from fake_device import LBA, FakeDevice
 
-from shadowbell.driver.hostload import (
-    LoadLoop,
-    Verifier,
-    histogram_bucket,
-    histogram_floor,
-)
+from shadowbell.driver.histogram import histogram_bucket, histogram_floor
+from shadowbell.driver.hostload import LoadLoop
 from shadowbell.driver.load import LoadStats
+from shadowbell.driver.verifier import Verifier
 
 DEPTH = 4
 

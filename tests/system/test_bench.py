@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def test_a_rate_is_kept(tmp_path: Path) -> None:
     found = bench(tmp_path, "--namespace", "null:1G", "--rate", "1000", "--poll-max-us", "0,busy")
     for run in found["runs"]:
         assert run["iops"] == pytest.approx(1000, rel=0.3)
+
+
+def test_a_busy_process_on_the_servers_processor(tmp_path: Path) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    arguments = ["--namespace", "null:1G", "--against", "memory:16M", "--depth", "4"]
+    found = bench(tmp_path, *arguments, "--cpus", f"{cpus[0]},{cpus[-1]}", "--compete")
+    assert [(run["compete"], run["iops"] > 0) for run in found["runs"]] == [(True, True)] * 2
 
 
 def test_pings(tmp_path: Path) -> None:

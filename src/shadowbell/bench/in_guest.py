@@ -22,7 +22,7 @@ from shadowbell.bench.guest_devices import (
     virtio_blk,
 )
 from shadowbell.bench.sweep import Progress
-from shadowbell.bench.target import Socket
+from shadowbell.bench.target import Socket, paused
 from shadowbell.config import parse_namespace
 from shadowbell.errors import UserError
 from shadowbell.guest import Guest, Ledger
@@ -55,20 +55,22 @@ def measure_in_guest(
     seconds: float,
     runs: int,
     options: Sequence[str] = (),
-    against: Socket | None = None,
+    against: Sequence[Socket] = (),
+    pause: bool = False,
     progress: Progress,
 ) -> tuple[list[GuestMeasured], list[str]]:
     """Measure all disks on one back end: the figures, and what was left out and why.
 
-    Random reads of 4 KiB. ``options`` follow `shadowbell serve`. Raises UserError when no guest
-    can be booted here or a disk fails.
+    Random reads of 4 KiB. ``options`` follow `shadowbell serve`. ``pause`` stops the other servers
+    while their disks aren't measured. Raises UserError when no guest can be booted here or a disk
+    fails.
     """
     missing = guest.available()
     if missing is not None:
         raise UserError(f"--guest: {missing}")
     measured: list[GuestMeasured] = []
     with backend(parse_namespace(namespace), namespace) as store:
-        disks: list[AbstractContextManager[Setup]] = [
+        own: list[AbstractContextManager[Setup]] = [
             shadowbell(store, options),
             qemu_nvme(store, ioeventfd=False),
             qemu_nvme(store, ioeventfd=True),
@@ -78,13 +80,16 @@ def measure_in_guest(
         left_out = []
         daemon = find_qemu_tool(STORAGE_DAEMON)
         if daemon is not None:
-            disks.append(vhost_user_blk(store, daemon))
+            own.append(vhost_user_blk(store, daemon))
         else:
             left_out.append(f"vhost-user-blk: no {STORAGE_DAEMON} beside QEMU or on PATH")
-        if against is not None:
-            disks.append(other(against))
-        for disk in disks:
-            with disk as setup:
+        pids = {target: target.server() if pause else None for target in against}
+        turns = [(disk, list(pids.values())) for disk in own]
+        for target in against:
+            rest = [pid for other_one, pid in pids.items() if other_one != target]
+            turns.append((other(target), rest))
+        for disk, resting in turns:
+            with paused(resting), disk as setup:
                 try:
                     measured += _boot_and_measure(setup, depths, seconds, runs, progress)
                 except guest.GuestError as error:

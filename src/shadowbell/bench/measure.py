@@ -30,6 +30,10 @@ WARM_SECONDS: Final = 0.2  # for caches, and for what a server learns of its loa
 FILL_BLOCK: Final = 128 << 10
 FILL_DEPTH: Final = 8
 NSID: Final = 1
+# Queues as drivers make them: a ring nearly full at the load's depth has its EventIdx passed
+# once a lap (dataplane/doorbells.pxd), which isn't what the depth is measured for.
+SHORTEST_QUEUE: Final = 256
+ENTRIES_BY_DEPTH: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,7 @@ class Point:
     queues: int = 1
     rate: float = 0.0
     interrupts: bool = False
+    compete: bool = False  # with a busy process on the server's processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +128,15 @@ class Bench:
         wanted = max(point.queues for point in points)
         if wanted > host.max_queues:
             raise UserError(f"{name} has {host.max_queues} I/O queues: use --queues up to that")
-        entries = max(point.depth for point in points) + 1
+        depth = max(point.depth for point in points)
         limit = host.registers.capabilities.mqes + 1
-        if entries > limit:
+        if depth >= limit:
             raise UserError(f"{name} has queues of {limit}: use a --depth below that")
+        entries = min(limit, max(SHORTEST_QUEUE, ENTRIES_BY_DEPTH * depth))
         sleeping = any(point.interrupts for point in points)
         if sleeping and host.vectors < 2:
             raise UserError(f"{name} raises no interrupts: leave --interrupts out")
-        self._queues = _make_queues(host, wanted, max(entries, FILL_DEPTH + 1), sleeping)
+        self._queues = _make_queues(host, wanted, entries, sleeping)
         self._verifier = Verifier(self._blocks, self.lba_size) if verify else None
         if fill or verify:
             self._fill()
@@ -141,8 +147,13 @@ class Bench:
         spec = LoadSpec(pattern="write", block_size=size, depth=FILL_DEPTH, length=self._blocks)
         self._check(self._run(spec, self._queues[:1], 0.0, ios=ios))
 
-    def measure(self, point: Point, run: int, seconds: float) -> Measured:
-        """Measure a point once. Raises UserError when the target fails."""
+    def measure(
+        self, point: Point, run: int, seconds: float, beside: Sequence[int] = ()
+    ) -> Measured:
+        """Measure a point once. ``beside``: processes that belong to the measurement too.
+
+        Raises UserError when the target fails.
+        """
         spec = LoadSpec(
             pattern=point.pattern,
             block_size=point.block_size,
@@ -156,7 +167,7 @@ class Bench:
         queues = self._queues[: point.queues]
         self._check(self._run(spec, queues, min(WARM_SECONDS, seconds)))
         pid = self.attached.pid
-        disturbance = Disturbance(*([pid] if pid else []))
+        disturbance = Disturbance([*beside, *([pid] if pid else [])])
         server = cpu_seconds(pid) if pid else 0.0
         driver = time.process_time()
         stats = self._run(spec, queues, seconds)

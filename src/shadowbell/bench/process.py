@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from shadowbell.errors import UserError
+from shadowbell.guest.child import Child
 
 _CPUCLOCK_SCHED: Final = 2  # linux/posix-timers.h: a process's clock is ~pid << 3 | kind
 
@@ -69,6 +70,18 @@ def pin(pid: int, cpu: int) -> None:
         ) from error
 
 
+class Competitor(Child):
+    """A process that does nothing but take one processor, as another tenant would."""
+
+    def __init__(self, cpu: int) -> None:
+        super().__init__("busy")
+        self._cpu = cpu
+
+    def start(self) -> None:
+        self._launch(["sh", "-c", "while :; do :; done"])
+        pin(self.pid, self._cpu)
+
+
 def _busy_seconds() -> float:
     # user nice system idle iowait irq softirq steal: all but idle and iowait
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
@@ -81,7 +94,7 @@ class Disturbance:
     ``pids``: the processes that belong to the measurement, this one aside.
     """
 
-    def __init__(self, *pids: int) -> None:
+    def __init__(self, pids: Sequence[int] = ()) -> None:
         self._pids = [os.getpid(), *pids]
         self._begin = time.monotonic()
         self._busy = _busy_seconds()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
 from shadowbell.bench.measure import Bench, Measured, Point, arena_bytes
-from shadowbell.bench.process import pinned
+from shadowbell.bench.process import Competitor, pinned
 from shadowbell.bench.target import Target, paused
 
 Progress = Callable[[str], None]
@@ -18,7 +18,8 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What to measure. ``cpus``: of the driver and of servers that we start.
+    """What to measure. ``cpus``: of the driver and of servers that we start; points that compete
+    need them.
 
     ``pause`` stops the other target's process while one is measured. ``fill`` None: write what
     would otherwise be read without ever having been written.
@@ -74,9 +75,18 @@ def _run_setup(sweep: Sweep, points: Sequence[Point], progress: Progress) -> lis
                 for bench in benches:
                     progress(f"{bench.name}: {describe(point)}, run {run + 1} of {sweep.runs}")
                     rest = [other.attached.pid for other in benches if other is not bench]
-                    with paused(rest if sweep.pause else []):
-                        found.append(bench.measure(point, run, sweep.seconds))
+                    with paused(rest if sweep.pause else []), _beside(point, cpu) as beside:
+                        found.append(bench.measure(point, run, sweep.seconds, beside))
     return found
+
+
+@contextmanager
+def _beside(point: Point, cpu: int | None) -> Iterator[list[int]]:
+    if not point.compete or cpu is None:
+        yield []
+        return
+    with Competitor(cpu) as busy:
+        yield [busy.pid]
 
 
 def describe(point: Point) -> str:

@@ -62,6 +62,7 @@ def constants(points: Sequence[Point]) -> str:
         "" if "door\nbells" in changing else f"doorbells: {first.way}",
         "" if "queues" in changing or first.queues == 1 else f"{first.queues} queues",
         "driver on interrupts" if first.interrupts else "driver polls",
+        "a busy process on the server's CPU" if first.compete else "",
     ]
     return ", ".join(filter(None, words))
 

@@ -47,7 +47,7 @@ class Target(Protocol):
     def attach(
         self, way: Doorbells, poll: str, cpu: int | None, arena: int
     ) -> AbstractContextManager[Attached]:
-        """Attach by a doorbell way, to a server with this polling window, on this processor."""
+        """Attach by a doorbell way; a server that we start gets the polling window and the CPU."""
         ...
 
 
@@ -67,10 +67,17 @@ class Socket:
 
     @contextmanager
     def attach(self, way: Doorbells, poll: str, cpu: int | None, arena: int) -> Iterator[Attached]:
-        if poll != "adaptive":
-            raise UserError(f"--poll-max-us is for servers that bench starts: {self.path} runs")
         with Host.connect(self.path, doorbells=way, arena_size=arena) as host:
             yield Attached(host, peer_pid(host.client.fileno()))
+
+    def server(self) -> int | None:
+        """The process that listens, when it is in sight. Raises UserError when nobody does."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.connect(str(self.path))
+            except OSError as error:
+                raise UserError(f"can't connect to {self.path}: {error.strerror}") from error
+            return peer_pid(connection.fileno())
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def _parser() -> Parser:
     what.add_argument(
         "--against",
         metavar="SOCKET|SPEC",
-        help="a second one, measured in turn (A B A B); prints the median ratio",
+        help="a second one, measured in turn (A B A B); prints the median ratio; with --guest a "
+        "list of sockets",
     )
     what.add_argument("--pause", action="store_true", help="stop the other one's process meanwhile")
     load = parser.add_argument_group("the load")
@@ -102,6 +103,7 @@ def _parser() -> Parser:
         help="the server's window: microseconds, adaptive or busy (default adaptive)",
     )
     how.add_argument("--cpus", metavar="A,B", help="driver on processor A, server on B")
+    how.add_argument("--compete", action="store_true", help="a busy process on the server's, too")
     modes = parser.add_argument_group("other measurements")
     modes.add_argument(
         "--ping", action="store_true", help="waking a sleeping device, beside a bare round trip"
@@ -153,19 +155,24 @@ def _sweep(given: argparse.Namespace, options: list[str], console: Console) -> N
 
 def sweep_of(given: argparse.Namespace, options: Sequence[str]) -> Sweep:
     """The sweep that the options describe. Raises UserError."""
-    from shadowbell.bench import Sweep, parse_target
+    from shadowbell.bench import Served, Sweep, parse_target
 
     targets = [_target(given, options)]
     if "against" in given:
         targets.append(parse_target(given.against, options))
         if targets[0].name == targets[1].name:
             raise UserError("--against names the same thing again: give another")
+    if "poll_max_us" in given and not any(isinstance(target, Served) for target in targets):
+        raise UserError("--poll-max-us is for a server that bench starts: leave it out")
+    cpus = values.cpus(given)
+    if "compete" in given and cpus is None:
+        raise UserError("--compete: say with --cpus where the server is, or should be")
     return Sweep(
         targets=tuple(targets),
         points=_points(given),
         seconds=values.seconds(given, 2.0),
         runs=values.count(given, "runs", 1, 1000),
-        cpus=values.cpus(given),
+        cpus=cpus,
         size=parse_size(given.size) if "size" in given else None,
         verify="verify" in given,
         fill=getattr(given, "fill", None),
@@ -212,6 +219,7 @@ def _points(given: argparse.Namespace) -> tuple[Point, ...]:
             queues=values.count(given, "queues", 1, 128),
             rate=rate,
             interrupts="interrupts" in given,
+            compete="compete" in given,
         )
         for way, poll, pattern, size, rate, depth in product(
             values.ways(given, "auto"), polls, patterns, sizes, rates, depths
@@ -287,10 +295,12 @@ def _guest(given: argparse.Namespace, options: list[str], console: Console) -> N
     from shadowbell.bench.in_guest import measure_in_guest
     from shadowbell.bench.tables import guest_table
 
-    values.only(given, "guest", "namespace", "against", "depth", "time", "runs", "json")
-    against = parse_target(given.against) if "against" in given else None
-    if against is not None and not isinstance(against, Socket):
-        raise UserError(f"--guest --against takes a running server's socket, not {against.name}")
+    values.only(given, "guest", "namespace", "against", "pause", "depth", "time", "runs", "json")
+    others = values.listed(given, "against", "", parse_target) if "against" in given else []
+    against = [other for other in others if isinstance(other, Socket)]
+    for other in others:
+        if other not in against:
+            raise UserError(f"--guest --against takes running servers' sockets, not {other.name}")
     namespace = getattr(given, "namespace", "null:1T")
     measured, left_out = _with_progress(
         console,
@@ -301,6 +311,7 @@ def _guest(given: argparse.Namespace, options: list[str], console: Console) -> N
             runs=values.count(given, "runs", 1, 100),
             options=options,
             against=against,
+            pause="pause" in given,
             progress=progress,
         ),
     )

@@ -60,6 +60,8 @@ def test_targets(tmp_path: Path) -> None:
         (["--target", "memory:1M"], "is no socket"),
         (["--target", "a", "--namespace", "b"], "give one"),
         (["--namespace", "null:1M", "--against", "null:1M"], "the same thing"),
+        (["--compete"], "say with --cpus"),
+        (["--guest", "--against", "null:1M"], "takes running servers' sockets"),
         (["--ping", "--guest"], "two measurements"),
         (["--ping", "--depth", "4"], "--depth has no meaning with --ping"),
         (["--ping", "--doorbells", "mapped"], "wake"),

@@ -29,6 +29,15 @@ def test_machine_and_process_can_be_described() -> None:
     assert process.Disturbance().others() >= 0
 
 
+def test_a_competitor_takes_its_processor() -> None:
+    cpu = min(os.sched_getaffinity(0))
+    with process.Competitor(cpu) as busy:
+        assert os.sched_getaffinity(busy.pid) == {cpu}
+        before = process.cpu_seconds(busy.pid)
+        while process.cpu_seconds(busy.pid) - before < 0.01:
+            time.sleep(0.001)
+
+
 def test_a_ping_comes_back() -> None:
     with _partner(None) as (connection, event):
         stats = _ping(connection, event, 0.05)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 import msgspec
 
 from shadowbell.errors import UserError
+from shadowbell.placement import IOThreadMap, place_queues
 
 MAX_IO_QUEUES = 128
 MAX_IOTHREADS = 64
@@ -69,8 +70,10 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One NVMe controller on one socket. `max_queues` counts I/O queue pairs.
 
-    `control`: where its control socket is; None is beside `socket`, "" nowhere. Raises UserError
-    when a field is out of range.
+    `control`: where its control socket is; None is beside `socket`, "" nowhere. `iothreads` says which
+    IOThreads carry the queues (see `placement`), which then stay there; None: the queues take all
+    IOThreads in turn, and move when load piles up on one. Raises UserError when a field is out of
+    range.
     """
 
     socket: str
@@ -82,6 +85,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     max_queues: int = 64
     interrupts: Literal["msix", "msi"] = "msix"
     control: str | None = None
+    iothreads: IOThreadMap | None = None
 
     def __post_init__(self) -> None:
         if not self.socket:
@@ -102,6 +106,15 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         if self.interrupts not in ("msix", "msi"):
             raise UserError(f"unknown interrupts {self.interrupts!r}: use msix or msi")
         _check_range("max_queues", self.max_queues, 1, MAX_IO_QUEUES)
+        if self.iothreads is not None:
+            place_queues(self.iothreads, self.max_queues)
+
+    @property
+    def queue_threads(self) -> tuple[int, ...] | None:
+        """The IOThreads that `iothreads` gives the I/O queues 1, 2 and so on."""
+        if self.iothreads is None:
+            return None
+        return place_queues(self.iothreads, self.max_queues)
 
     @property
     def serial_number(self) -> str:
@@ -118,11 +131,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Everything one process serves. `poll_max_us` is the longest busy wait, 0 for none;
     with "busy" an I/O thread polls for as long as it has an I/O queue.
 
+    `iothread_cpus`: the processor that each IOThread runs on; None leaves it to the kernel.
     Raises UserError when a field is out of range or two controllers are in each other's way.
     """
 
     controllers: tuple[ControllerConfig, ...] = msgspec.field(name="controller")
     iothreads: int = 1
+    iothread_cpus: tuple[int, ...] | None = None
     poll_max_us: PollMax = 256
 
     def __post_init__(self) -> None:
@@ -131,6 +146,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _check_range("iothreads", self.iothreads, 1, MAX_IOTHREADS)
         if self.poll_max_us != "busy":
             _check_range("poll_max_us", self.poll_max_us, 0, MAX_POLL_US)
+        if self.iothread_cpus is not None:
+            _check_cpus(self.iothread_cpus, self.iothreads)
         sockets: set[str] = set()
         images: dict[str, bool] = {}
         for controller in self.controllers:
@@ -143,6 +160,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 if control in sockets:
                     raise UserError(f"socket {control} is wanted twice: give each its own")
                 sockets.add(control)
+            for thread in controller.queue_threads or ():
+                if thread >= self.iothreads:
+                    raise UserError(
+                        f"{controller.socket}: there is no I/O thread {thread}: iothreads is "
+                        f"{self.iothreads}, so use 0 to {self.iothreads - 1}"
+                    )
             for namespace in controller.namespaces:
                 if namespace.path is None:
                     continue
@@ -329,6 +352,18 @@ def _check_socket(path: str) -> None:
             f"socket path of {length} bytes is too long: "
             f"give one of at most {MAX_SOCKET_PATH} bytes"
         )
+
+
+def _check_cpus(cpus: tuple[int, ...], iothreads: int) -> None:
+    if len(cpus) != iothreads:
+        raise UserError(
+            f"iothread_cpus has {len(cpus)} processors for {iothreads} I/O threads: give each one"
+        )
+    usable = os.sched_getaffinity(0)
+    for cpu in cpus:
+        if cpu not in usable:
+            allowed = ", ".join(map(str, sorted(usable)))
+            raise UserError(f"processor {cpu} isn't there for us: use one of {allowed}")
 
 
 def _check_ascii(name: str, value: str, limit: int) -> None:

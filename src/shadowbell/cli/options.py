@@ -53,6 +53,12 @@ def serving_parser(command: str, description: str) -> Parser:
     process = parser.add_argument_group("the process")
     process.add_argument("--iothreads", type=int, metavar="N", help="I/O threads (default 1)")
     process.add_argument(
+        "--iothread-cpus",
+        type=_cpus,
+        metavar="LIST",
+        help="the processor of each I/O thread: 2,3 (default: any)",
+    )
+    process.add_argument(
         "--poll-max-us",
         metavar="US|busy",
         help="longest busy wait before an I/O thread sleeps (default 256, 0: none, busy: always "
@@ -82,7 +88,11 @@ def server_config(
             option = NEXT_CONTROLLER if others else _option(next(iter(given)))
             raise UserError(f"--config says everything: move {option} into {path}")
         return load(path), mine
-    process = {name: given.pop(name) for name in ("iothreads", "poll_max_us") if name in given}
+    process = {
+        name: given.pop(name)
+        for name in ("iothreads", "iothread_cpus", "poll_max_us")
+        if name in given
+    }
     if "poll_max_us" in process:
         process["poll_max_us"] = parse_poll_max(process["poll_max_us"])
     controllers = [_controller(given, default_socket(), need_images)]
@@ -94,6 +104,10 @@ def server_config(
             _controller(vars(following.parse_intermixed_args(segment)), None, need_images)
         )
     return ServerConfig(controllers=tuple(controllers), **process), mine
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    return tuple(int(cpu) for cpu in text.split(","))
 
 
 def default_socket() -> str:

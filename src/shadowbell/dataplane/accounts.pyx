@@ -1,6 +1,6 @@
 """What happened on the I/O path, as Python sees it: events and the queues' counters."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from shadowbell.dataplane.dma cimport Memory
@@ -17,6 +17,9 @@ from shadowbell.dataplane.layout cimport (
 
 from shadowbell.dataplane.ledger import QueueLedger, bucket_ns, name_commands
 from shadowbell.dataplane.notices import Event
+
+cdef enum:
+    WORK_BYTES = 8192
 
 EVENT_KINDS = ("invalid-doorbell-register", "invalid-doorbell-value", "io-error", "bus-error")
 
@@ -40,10 +43,29 @@ cdef list take_events(EngineState *state, Memory memory):
     return events
 
 
+cdef uint64_t work_done(EngineState *state, uint32_t cqid) noexcept:
+    """What the submission queues of a completion queue have cost so far, in commands.
+
+    Moving WORK_BYTES counts as a further command.
+    """
+    cdef uint64_t work = 0
+    cdef Counters *c
+    cdef uint32_t qid, i
+    for qid in range(1, state.max_queues + 1):
+        if state.sqs[qid] != NULL and state.sqs[qid].cq == state.cqs[cqid]:
+            c = &state.counters[qid]
+            work += (c.bytes_read + c.bytes_written) // WORK_BYTES
+            for i in range(OPCODES):
+                work += c.commands[i]
+    return work
+
+
 cdef object queue_ledger(EngineState *state, uint32_t qid):
     cdef Counters *c = &state.counters[qid]
+    cdef bint served = state.sqs[qid] != NULL and state.sqs[qid].thread != NULL
     return QueueLedger(
         qid=qid,
+        iothread=state.sqs[qid].thread.block.index if served else None,
         doorbells=c.doorbells,
         ioeventfd_wakeups=c.ioeventfd_wakeups,
         shadow_finds=c.shadow_finds,

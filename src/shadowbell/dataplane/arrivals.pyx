@@ -61,8 +61,8 @@ cdef void reap(ThreadState *thread) noexcept nogil:
 cdef void ioeventfd_ready(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
     """The client wrote a shadowed doorbell's eventfd: the value is in the shadow."""
     sq.ioeventfd_awaited = False
-    if sq.engine == thread.pausing:
-        return  # cancelled, or resuming looks at the queue anyway
+    if sq.engine == thread.pausing or sq.thread != thread:
+        return  # cancelled, or who takes the queue up looks at it anyway
     sq.counters.ioeventfd_wakeups += 1
     activate(thread, sq)
     await_ioeventfd(thread, sq)

@@ -8,7 +8,17 @@ from shadowbell.dataplane.notices import Event
 class Engine:
     notify_fd: int
     doorbell_fd: int
-    def __init__(self, iothreads: Sequence[IOThread], *, max_queues: int, mapped: bool) -> None: ...
+    def __init__(
+        self,
+        iothreads: Sequence[IOThread],
+        *,
+        max_queues: int,
+        mapped: bool,
+        placement: Sequence[int] | None = None,
+    ) -> None:
+        """``placement``: for I/O completion queue 1, 2, ... the index of the IOThread that it
+        begins on; without, new queues take the IOThreads in turn. Raises ValueError.
+        """
     def close(self) -> None: ...
     def clear_notify(self) -> None: ...
     def open_channel(self, fd: int) -> None: ...
@@ -30,6 +40,20 @@ class Engine:
     def create_sq(self, qid: int, iova: int, entries: int, cqid: int) -> None: ...
     def delete_sq(self, qid: int) -> None: ...
     def delete_cq(self, qid: int) -> None: ...
+    def move_queue(self, cqid: int, index: int, *, patience_ms: int = 10) -> bool:
+        """Have another IOThread serve a completion queue and all submission queues that use it.
+
+        The queues aren't fetched from until their commands under way are done. False: those took
+        longer than ``patience_ms``, so the queue stays where it is. Raises ValueError when there is
+        no such I/O completion queue or IOThread.
+        """
+
+    def queue_loads(self) -> list[tuple[int, int, int]]:
+        """Every I/O completion queue: its id, its IOThread, the work done for it so far.
+
+        Work is in commands; eight KiB of data count as a further one.
+        """
+
     def reset(self) -> None: ...
     def set_shadow(self, shadow: int, eventidx: int) -> None: ...
     def region_io_fds(self) -> list[tuple[int, int, int]]: ...

@@ -18,7 +18,7 @@ import os
 
 from shadowbell.block.backend cimport Backend
 from shadowbell.dataplane.access cimport Access
-from shadowbell.dataplane.accounts cimport queue_ledger, take_events
+from shadowbell.dataplane.accounts cimport queue_ledger, take_events, work_done
 from shadowbell.dataplane.adminqueue cimport AdminQueue
 from shadowbell.dataplane.binding cimport DOORBELL_BASE, Binding
 from shadowbell.dataplane.channel cimport doorbell_written
@@ -30,9 +30,11 @@ from shadowbell.dataplane.layout cimport (
     MAX_NAMESPACES,
     MAX_QUEUES,
     MAX_VECTORS,
+    OP_ADOPT,
     OP_ENTER,
     OP_LEAVE,
     OP_PAUSE,
+    OP_RELEASE,
     OP_RESUME,
     OWNER_THREAD,
     PAGE_SIZE,
@@ -61,6 +63,7 @@ cdef class Engine:
     cdef EngineState *state
     cdef Memory memory
     cdef list threads
+    cdef dict placement             # cqid: the IOThread it begins on; None: the IOThreads in turn
     cdef int home                   # index of the thread that reads the client's socket
     cdef int pauses
     cdef dict backends              # nsid: Backend
@@ -71,12 +74,17 @@ cdef class Engine:
     cdef readonly int notify_fd
     cdef readonly int doorbell_fd
 
-    def __cinit__(self, iothreads, *, int max_queues, bint mapped):
+    def __cinit__(self, iothreads, *, int max_queues, bint mapped, placement=None):
         self.notify_fd = self.doorbell_fd = -1
         if not 1 <= max_queues < MAX_QUEUES:
             raise ValueError(f"max_queues must be 1 to {MAX_QUEUES - 1}")
         self.threads = list(iothreads)
-        self.home = next(_turn) % len(self.threads)
+        if placement is None:
+            self.home = next(_turn) % len(self.threads)
+        else:
+            self.placement = {cqid: self.find_thread(placement[cqid - 1])
+                              for cqid in range(1, max_queues + 1)}
+            self.home = self.threads.index(self.placement[1])
         self.backends = {}
         self.memory = Memory()
         self.state = <EngineState *> calloc(1, sizeof(EngineState))
@@ -237,9 +245,11 @@ cdef class Engine:
         self.admin.complete(cid, status, dw0)
 
     def create_cq(self, int qid, uint64_t iova, uint32_t entries, vector):
-        cdef IOThread thread = self.threads[(self.home + qid - 1) % len(self.threads)]
+        cdef IOThread thread
         with self.paused():
             self.binding.new_cq(qid, iova, entries, -1 if vector is None else vector)
+            thread = (self.threads[(self.home + qid - 1) % len(self.threads)]
+                      if self.placement is None else self.placement[qid])
             self.state.cqs[qid].thread = &thread.state
             self.binding.rebind()
 
@@ -266,6 +276,32 @@ cdef class Engine:
                 raise ValueError(f"submission queue {i} uses completion queue {qid}")
         with self.paused():
             self.binding.drop_cq(qid)
+
+    def move_queue(self, int cqid, int index, *, int patience_ms=10):
+        cdef IOThread thread = self.find_thread(index)
+        cdef IOThread old
+        cdef CompletionQueue *cq
+        if cqid == 0 or (cqid, True) not in self.binding.places:
+            raise ValueError(f"no completion queue {cqid} for I/O")
+        cq = self.state.cqs[cqid]
+        old = self.find_thread(cq.thread.block.index)
+        if old is thread:
+            return True
+        if not old.post(OP_RELEASE, self.state, NULL, cq, patience_ms):
+            return False
+        thread.post(OP_ADOPT, self.state, NULL, cq)
+        return True
+
+    cdef IOThread find_thread(self, int index):
+        cdef IOThread thread
+        for thread in self.threads:
+            if thread.index == index:
+                return thread
+        raise ValueError(f"no IOThread {index}")
+
+    def queue_loads(self):
+        return [(cqid, self.state.cqs[cqid].thread.block.index, work_done(self.state, cqid))
+                for cqid in range(1, self.state.max_queues + 1) if self.state.cqs[cqid] != NULL]
 
     def reset(self):
         with self.paused():

@@ -1,5 +1,5 @@
 from shadowbell.block.backend cimport BlockState
-from shadowbell.dataplane.layout cimport EngineState, ThreadState
+from shadowbell.dataplane.layout cimport CompletionQueue, EngineState, ThreadState
 
 cdef class IOThread:
     cdef ThreadState state
@@ -9,5 +9,5 @@ cdef class IOThread:
     cdef object lock
     cdef object started
     cdef object failure
-    cdef readonly int engines
-    cdef void post(self, int kind, EngineState *engine, BlockState *backend=*) except *
+    cdef bint post(self, int kind, EngineState *engine, BlockState *backend=*,
+                   CompletionQueue *cq=*, int patience_ms=*) except -1

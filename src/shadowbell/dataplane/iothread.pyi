@@ -8,3 +8,9 @@ class IOThread:
     ) -> None: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
+    @property
+    def busy_ns(self) -> int:
+        """Nanoseconds spent in rounds that found work, since the thread began."""
+
+    def set_alarm(self, fd: int, busy_ns: int) -> None:
+        """Have eventfd ``fd`` written, once, when the thread was busy for ``busy_ns`` more."""

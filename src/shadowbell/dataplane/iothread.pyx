@@ -31,7 +31,7 @@ from shadowbell.block.backend cimport (
     BlockState,
 )
 from shadowbell.dataplane.commands cimport complete_command
-from shadowbell.dataplane.includes.cpu cimport clock_ns, store32, ticks
+from shadowbell.dataplane.includes.cpu cimport clock_ns, load64, store32, store64, ticks
 from shadowbell.dataplane.includes.uring cimport (
     IORING_SETUP_CQSIZE,
     IORING_SETUP_DEFER_TASKRUN,
@@ -45,8 +45,10 @@ from shadowbell.dataplane.kick cimport kick
 from shadowbell.dataplane.layout cimport (
     MAX_REQUESTS,
     MAX_SERVED,
+    NEVER,
     OP_STOP,
     PAGE_SIZE,
+    CompletionQueue,
     EngineState,
     Request,
     SubmissionQueue,
@@ -54,7 +56,7 @@ from shadowbell.dataplane.layout cimport (
 )
 from shadowbell.dataplane.live cimport count_live
 from shadowbell.dataplane.loop cimport run
-from shadowbell.dataplane.pacing cimport begin_pace
+from shadowbell.dataplane.pacing cimport begin_pace, in_ticks
 
 from shadowbell.errors import UserError
 
@@ -64,6 +66,14 @@ cdef extern from "<sys/eventfd.h>":
         EFD_CLOEXEC
         EFD_NONBLOCK
     int eventfd(unsigned initial, int flags)
+
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN
+    struct pollfd:
+        int fd
+        short events
+    int poll(pollfd *fds, unsigned long count, int milliseconds)
 
 cdef extern from "<sys/prctl.h>":
     enum:
@@ -123,6 +133,8 @@ cdef class IOThread:
         begin_pace(&state.pace, 0 if poll_max_us == "busy" else <uint64_t> (poll_max_us * 1000),
                    ns_factor, tick_factor)
         state.pace.always = poll_max_us == "busy"
+        state.busy_alarm = NEVER
+        state.alarm_fd = -1
         state.waiting_tail = &state.waiting
         state.requests = <Request *> take(MAX_REQUESTS * sizeof(Request))
         state.free_requests = <Request **> calloc(MAX_REQUESTS, sizeof(Request *))
@@ -199,21 +211,47 @@ cdef class IOThread:
             run(state)
         io_uring_queue_exit(&state.block.ring)
 
-    cdef void post(self, int kind, EngineState *engine, BlockState *backend=NULL) except *:
-        """Have the thread do one operation and wait until it is done."""
+    @property
+    def busy_ns(self):
+        busy = load64(&self.state.busy)  # Python's: the product has more than 64 bits after hours
+        return busy * self.state.pace.ns_factor >> 20
+
+    def set_alarm(self, int fd, uint64_t busy_ns):
+        # The old value may go off meanwhile, the new one only through the new descriptor.
+        store64(&self.state.busy_alarm, NEVER)
+        self.state.alarm_fd = fd
+        store64(&self.state.busy_alarm,
+                load64(&self.state.busy) + in_ticks(&self.state.pace, busy_ns))
+
+    cdef bint post(self, int kind, EngineState *engine, BlockState *backend=NULL,
+                   CompletionQueue *cq=NULL, int patience_ms=-1) except -1:
+        """Have the thread do one operation and wait until it is done.
+
+        False: it was abandoned after so many milliseconds, and nothing has changed.
+        """
         cdef ThreadState *state = &self.state
         cdef uint64_t value
+        cdef pollfd done
         with self.lock:
             if self.thread is None:
                 raise RuntimeError("the IOThread isn't running")
             state.mailbox.kind = kind
             state.mailbox.engine = engine
             state.mailbox.backend = backend
+            state.mailbox.cq = cq
+            state.mailbox.abandoned = 0
+            state.mailbox.kept = False
             store32(&state.mailbox.posted, state.mailbox.done + 1)
             kick(state)
+            done.fd = state.done_fd
+            done.events = POLLIN
             with nogil:
+                if patience_ms >= 0 and poll(&done, 1, patience_ms) == 0:
+                    store32(&state.mailbox.abandoned, 1)
+                    kick(state)
                 while read(state.done_fd, &value, sizeof(value)) < 0:
                     pass  # a signal: the operation is still to come
+            return not state.mailbox.kept
 
 
 cdef void wake(BlockContext *context) noexcept nogil:

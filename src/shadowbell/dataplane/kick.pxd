@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t
 
 from shadowbell.dataplane.doorbells cimport wake
 from shadowbell.dataplane.events cimport signal_fd
-from shadowbell.dataplane.includes.cpu cimport fence, load32, store32
+from shadowbell.dataplane.includes.cpu cimport fence, load32, load_ptr, store32
 from shadowbell.dataplane.layout cimport SubmissionQueue, ThreadState
 
 
@@ -36,10 +36,18 @@ cdef inline void retire(ThreadState *thread, uint32_t i) noexcept nogil:
 
 
 cdef inline void ring_queue(ThreadState *current, SubmissionQueue *sq) noexcept nogil:
-    """A queue has work. current: the IOThread we are on, NULL on the control plane's."""
-    if sq.thread == current:
+    """A queue has work: its doorbell's value is stored. current: our IOThread, or NULL.
+
+    While a queue moves it has no thread, and the one that adopts it looks at its doorbell then: who
+    finds none here has stored the value before that look (handover.pyx).
+    """
+    cdef ThreadState *thread
+    if current != NULL and sq.thread == current:  # nobody else makes or unmakes it so
         activate(current, sq)
-    elif sq.thread != NULL:
+        return
+    fence()
+    thread = <ThreadState *> load_ptr(&sq.thread)
+    if thread != NULL:
         store32(&sq.rung, 1)
-        store32(&sq.thread.kicked, 1)
-        kick(sq.thread)
+        store32(&thread.kicked, 1)
+        kick(thread)

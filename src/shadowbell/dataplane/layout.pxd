@@ -108,7 +108,7 @@ cdef struct SubmissionQueue:
     uint8_t **pages
     CompletionQueue *cq
     EngineState *engine
-    ThreadState *thread
+    ThreadState *thread        # NULL while the queue moves; only that thread itself changes it
     Counters *counters
     uint32_t hint              # last DMA segment hit
     uint16_t qid
@@ -225,6 +225,8 @@ cdef enum OpKind:
     OP_NONE
     OP_PAUSE                       # stop touching an engine, once its commands are done
     OP_RESUME
+    OP_RELEASE                     # let go of a completion queue and all that use it
+    OP_ADOPT                       # serve them from now on
     OP_CHANNEL_OPEN
     OP_CHANNEL_CLOSE
     OP_ENTER                       # make a back end's state in the thread
@@ -237,8 +239,17 @@ cdef struct Mailbox:
     EngineState *engine
     BlockState *backend
     int error                      # of OP_ENTER: 0 or -errno
+    CompletionQueue *cq
     uint32_t posted
     uint32_t done
+    uint32_t abandoned             # OP_RELEASE takes too long: keep it
+    bint kept                      # and so it was
+
+cdef extern from *:
+    """
+    #define SB_NEVER UINT64_MAX
+    """
+    uint64_t NEVER "SB_NEVER"          # ticks
 
 cdef struct ThreadState:
     BlockContext block             # first: back ends are given it
@@ -265,4 +276,7 @@ cdef struct ThreadState:
     uint32_t mapped_count          # active queues whose doorbell page is mapped: nobody can wake us
     EngineState *pausing           # not to be fetched from: OP_PAUSE waits for its commands
     uint32_t bus_errors_seen
+    uint64_t busy                  # ticks of the rounds that found work
+    uint64_t busy_alarm            # the control plane is told when busy has come so far
+    int alarm_fd
     uint8_t *prp_page              # a PRP or SGL list's copy

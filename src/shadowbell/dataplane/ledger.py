@@ -30,11 +30,14 @@ def bucket_ns(bucket: int) -> int:
 class QueueLedger(msgspec.Struct, frozen=True, kw_only=True):
     """Counts of one queue pair since the controller began; ``qid`` 0 is the admin queue.
 
+    ``iothread`` is the IOThread that serves the submission queue now; None: the control plane
+    does, or the queue is gone.
     ``latency`` is a log-linear histogram: (lower bound in ns, commands) of the buckets in use, from
     fetching a command to its completion entry.
     """
 
     qid: int
+    iothread: int | None
     doorbells: int
     ioeventfd_wakeups: int
     shadow_finds: int

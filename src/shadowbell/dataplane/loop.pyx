@@ -20,8 +20,10 @@ from shadowbell.dataplane.includes.cpu cimport (
     exchange32,
     fence,
     load32,
+    load64,
     relax,
     store32,
+    store64,
     ticks,
 )
 from shadowbell.dataplane.includes.uring cimport (
@@ -38,6 +40,7 @@ from shadowbell.dataplane.includes.uring cimport (
 from shadowbell.dataplane.kick cimport activate, retire
 from shadowbell.dataplane.layout cimport (
     EVENT_BUS_ERROR,
+    NEVER,
     OP_STOP,
     CompletionQueue,
     SubmissionQueue,
@@ -57,14 +60,17 @@ from shadowbell.dataplane.ring cimport await_kick
 
 
 cdef void run(ThreadState *thread) noexcept nogil:
-    cdef uint64_t nap = 0
+    cdef uint64_t now, started, nap = 0
     cdef int resting
-    cdef bint busy
+    cdef bint busy = False
     await_kick(thread)
-    thread.now = thread.pace.last_work = ticks()
+    thread.now = thread.pace.last_work = started = ticks()
     while True:
-        busy = False
-        thread.now = ticks()
+        now = ticks()
+        if busy:
+            count_busy(thread, now - started)
+            busy = False
+        thread.now = started = now
         if load32(&thread.mailbox.posted) != thread.mailbox.done:
             if thread.mailbox.kind == OP_STOP:
                 thread.mailbox.done = thread.mailbox.posted
@@ -105,6 +111,14 @@ cdef void run(ThreadState *thread) noexcept nogil:
             rest(thread, nap if resting == REST_NAP and thread.active_count else 0)
 
 
+cdef void count_busy(ThreadState *thread, uint64_t spent) noexcept nogil:
+    """A round found work; all of it counts, the submitting and the interrupts too."""
+    thread.busy += spent
+    if thread.busy >= load64(&thread.busy_alarm):
+        store64(&thread.busy_alarm, NEVER)
+        signal_fd(thread.alarm_fd)
+
+
 cdef bint serve_active(ThreadState *thread, uint64_t idle_queue) noexcept nogil:
     cdef SubmissionQueue *sq
     cdef bint busy = False
@@ -134,8 +148,8 @@ cdef void take_kicks(ThreadState *thread) noexcept nogil:
     cdef uint32_t i
     exchange32(&thread.kicked, 0)
     for i in range(thread.queue_count):
-        if thread.queues[i].engine == thread.pausing:
-            continue  # resuming looks at all of its queues
+        if thread.queues[i].engine == thread.pausing or thread.queues[i].thread != thread:
+            continue  # who takes it up looks at it
         if load32(&thread.queues[i].rung) and exchange32(&thread.queues[i].rung, 0):
             activate(thread, thread.queues[i])
 

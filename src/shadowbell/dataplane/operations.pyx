@@ -1,19 +1,22 @@
-"""What the control plane asks of an IOThread: to let go of an engine and to take it up again."""
+"""What the control plane asks of an IOThread: to let go of queues and to take them up again."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
 from shadowbell.block.backend cimport BlockState
 from shadowbell.dataplane.arrivals cimport read_if_ours
 from shadowbell.dataplane.events cimport signal_fd
-from shadowbell.dataplane.kick cimport activate, retire
+from shadowbell.dataplane.handover cimport HANDOVER_KEPT, HANDOVER_WAITS, adopt, release, take_up
+from shadowbell.dataplane.kick cimport retire
 from shadowbell.dataplane.layout cimport (
     MAX_NAMESPACES,
     MAX_QUEUES,
+    OP_ADOPT,
     OP_CHANNEL_CLOSE,
     OP_CHANNEL_OPEN,
     OP_ENTER,
     OP_LEAVE,
     OP_PAUSE,
+    OP_RELEASE,
     OP_RESUME,
     OWNER_NONE,
     Channel,
@@ -21,13 +24,14 @@ from shadowbell.dataplane.layout cimport (
     SubmissionQueue,
     ThreadState,
 )
-from shadowbell.dataplane.ring cimport TAG_CHANNEL, await_ioeventfd, cancel, cancel_ioeventfd
+from shadowbell.dataplane.ring cimport TAG_CHANNEL, cancel, cancel_ioeventfd
 
 
 cdef bint operate(ThreadState *thread) noexcept nogil:
     """Do the posted operation, or as much of it as can be done now."""
     cdef EngineState *engine = thread.mailbox.engine
     cdef int kind = thread.mailbox.kind
+    cdef int released
     if kind == OP_PAUSE:
         if not pause(thread, engine):
             return False
@@ -38,6 +42,13 @@ cdef bint operate(ThreadState *thread) noexcept nogil:
     elif kind == OP_LEAVE:
         if not leave(thread, thread.mailbox.backend):
             return False
+    elif kind == OP_RELEASE:
+        released = release(thread, thread.mailbox.cq)
+        if released == HANDOVER_WAITS:
+            return False
+        thread.mailbox.kept = released == HANDOVER_KEPT
+    elif kind == OP_ADOPT:
+        adopt(thread, thread.mailbox.cq)
     elif kind == OP_CHANNEL_OPEN:
         read_if_ours(thread, engine.channel)
     elif kind == OP_CHANNEL_CLOSE:
@@ -94,13 +105,7 @@ cdef void resume(ThreadState *thread, EngineState *engine) noexcept nogil:
         sq = engine.sqs[i]
         if sq != NULL and sq.thread == thread:
             sq.rung = 0
-            sq.active = False
-            thread.queues[thread.queue_count] = sq
-            thread.queue_count += 1
-            thread.io_queue_count += sq.qid != 0
-            activate(thread, sq)
-            if sq.ioeventfd >= 0:
-                await_ioeventfd(thread, sq)
+            take_up(thread, sq)
     if engine.channel != NULL and engine.channel.thread == thread:
         engine.channel.held = False
         read_if_ours(thread, engine.channel)

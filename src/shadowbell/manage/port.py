@@ -87,7 +87,12 @@ class Port:
         config = self.config
         serial = config.serial_number
         vectors = vector_count(config.interrupts, config.max_queues)
-        self.engine = Engine(iothreads, max_queues=config.max_queues, mapped=self._mapped)
+        self.engine = Engine(
+            iothreads,
+            max_queues=config.max_queues,
+            mapped=self._mapped,
+            placement=config.queue_threads,
+        )
         self._controller = Controller(
             self.engine,
             serial=serial,
@@ -134,6 +139,25 @@ class Port:
         """Every queue's counters."""
         assert self.engine is not None
         return self.engine.ledger()
+
+    def queue_loads(self) -> Sequence[tuple[int, int, int]]:
+        """Every I/O completion queue: its id, its IOThread, the work done for it so far."""
+        return self.engine.queue_loads() if self.engine is not None else ()
+
+    def move_queue(self, cqid: int, iothread: int, *, patience_ms: int = 10) -> bool:
+        """Have another IOThread serve a completion queue and all that use it.
+
+        False: the queue's commands took longer than `patience_ms`, and it stays where it is. Raises
+        UserError when there is no such queue or IOThread.
+        """
+        assert self.engine is not None
+        try:
+            moved = self.engine.move_queue(cqid, iothread, patience_ms=patience_ms)
+        except ValueError as error:
+            raise UserError(f"{error}: the ledger has them all") from error
+        if moved:
+            self._log.debug("completion queue %d moved to I/O thread %d", cqid, iothread)
+        return moved
 
     def write_ledger(self) -> None:
         """Write the queues' counters as JSON to the socket's path with .ledger behind it."""

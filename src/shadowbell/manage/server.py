@@ -17,11 +17,13 @@ from shadowbell.config import ServerConfig, parse_namespace
 from shadowbell.dataplane import IOThread
 from shadowbell.dataplane.ledger import QueueLedger
 from shadowbell.errors import UserError
+from shadowbell.manage.balancer import Balancer
 from shadowbell.manage.port import ControllerStatus, Port
 
 LOOK_SECONDS = 1.0
 """How often the sizes of files and devices are looked at: no notice comes for a truncate that
 doesn't come for every write as well."""
+
 
 T = TypeVar("T")
 
@@ -47,13 +49,15 @@ class Server:
         self._closed = False
         self._iothreads: list[IOThread] = []
         self._ports: list[Port] = []
+        self._balancer: Balancer | None = None
 
     def start(self) -> None:
         """Open every back end and listen at every socket. Raises UserError; then `close`."""
         _raise_descriptor_limit()
-        for index in range(self.config.iothreads):
+        cpus = self.config.iothread_cpus or (None,) * self.config.iothreads
+        for index, cpu in enumerate(cpus):
             try:
-                iothread = IOThread(index, poll_max_us=self.config.poll_max_us)
+                iothread = IOThread(index, poll_max_us=self.config.poll_max_us, cpu=cpu)
                 iothread.start()
             except OSError as error:
                 raise UserError(
@@ -65,6 +69,9 @@ class Server:
             port = Port(controller, self._selector)
             self._ports.append(port)
             port.open(self._iothreads)
+        if len(self._iothreads) > 1:
+            self._balancer = Balancer(self._iothreads, self._ports)
+            self._selector.register(self._balancer, selectors.EVENT_READ, self._balancer.woken)
 
     def run(self) -> None:
         """React until `stop`. What a client does never ends it."""
@@ -83,6 +90,8 @@ class Server:
                     next_look = time.monotonic() + LOOK_SECONDS
                     for port in self._ports:
                         port.look()
+                if self._balancer is not None:
+                    self._balancer.turn()
         finally:
             with self._calls_lock:
                 self._reactor = None
@@ -92,9 +101,10 @@ class Server:
         """How long to wait for something to react to."""
         if any(port.wants_turn for port in self._ports):
             return 0
+        left = [] if self._balancer is None else self._balancer.seconds_left()
         if any(port.disks.may_change for port in self._ports):
-            return max(0.0, next_look - time.monotonic())
-        return None
+            left.append(next_look - time.monotonic())
+        return max(0.0, min(left)) if left else None
 
     def stop(self) -> None:
         """End `run`. From any thread or a signal handler, more than once if need be."""
@@ -130,6 +140,14 @@ class Server:
     def resize(self, nsid: int, size: int | None = None, *, controller: str | None = None) -> int:
         """Take up a changed size, or make it `size` bytes first; returns the size in bytes."""
         return self._call(lambda: self._port(controller).disks.resize(nsid, size))
+
+    def move_queue(self, cqid: int, iothread: int, *, controller: str | None = None) -> bool:
+        """Have another IOThread serve an I/O completion queue and all submission queues that use it.
+
+        No other queue notices. False: the queue's commands took too long to end, and it stays where
+        it is. Unless the controller's configuration maps its queues, load may move it again.
+        """
+        return self._call(lambda: self._port(controller).move_queue(cqid, iothread))
 
     def _port(self, controller: str | None) -> Port:
         if controller is None:
@@ -176,6 +194,9 @@ class Server:
             port.close()
         for iothread in self._iothreads:
             iothread.stop()
+        if self._balancer is not None:
+            self._balancer.close()
+            self._balancer = None
         self._selector.close()
         os.close(self._wakeup)
         # A controller's parts know each other; who embeds a server wants its descriptors back now.

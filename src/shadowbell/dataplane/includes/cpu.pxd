@@ -26,6 +26,10 @@ cdef extern from *:
     { return __atomic_load_n((const volatile uint64_t *)p, __ATOMIC_ACQUIRE); }
     static inline void sb_store64(volatile void *p, uint64_t v)
     { __atomic_store_n((volatile uint64_t *)p, v, __ATOMIC_RELEASE); }
+    static inline void *sb_load_ptr(const void *p)
+    { return __atomic_load_n((void *const *)p, __ATOMIC_ACQUIRE); }
+    static inline void sb_store_ptr(void *p, void *v)
+    { __atomic_store_n((void **)p, v, __ATOMIC_RELEASE); }
     static inline void *sb_exchange_ptr(void *p, void *v)
     { return __atomic_exchange_n((void **)p, v, __ATOMIC_SEQ_CST); }
     static inline int sb_swap_if_ptr(void *p, void *old, void *v)
@@ -54,6 +58,8 @@ cdef extern from *:
     void add32 "sb_add32"(void *p, uint32_t value) noexcept nogil
     uint64_t load64 "sb_load64"(const void *p) noexcept nogil
     void store64 "sb_store64"(void *p, uint64_t value) noexcept nogil
+    void *load_ptr "sb_load_ptr"(const void *p) noexcept nogil
+    void store_ptr "sb_store_ptr"(void *p, void *value) noexcept nogil
     void *exchange_ptr "sb_exchange_ptr"(void *p, void *value) noexcept nogil
     bint swap_if_ptr "sb_swap_if_ptr"(void *p, void *old, void *value) noexcept nogil
     void fence "sb_fence"() noexcept nogil

@@ -1,7 +1,8 @@
 """Minutes of mixed, verified load with resets, queue deletions and disconnects (`make soak`).
 
-One server process serves a controller for each doorbell way, on memory and on a file. A thread for
-each drives it in rounds: attach, queues, loads, something bad, again. After every lap all clients
+One server process serves a controller for each doorbell way, on memory and on a file, and moves
+their queues between its IOThreads at random all the while. A thread for each controller drives it
+in rounds: attach, queues, loads, something bad, again. After every lap all clients
 leave, and the server must be as it was after the first: the same descriptors, mappings and live
 objects. At the end every block is read once more. Exits with 1 at the first thing that is wrong.
 
@@ -11,6 +12,7 @@ objects. At the end every block is read once more. Exits with 1 at the first thi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -24,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from shadowbell.driver import (
     DeviceGone,
@@ -37,6 +40,10 @@ from shadowbell.driver import (
     run_load,
 )
 from shadowbell.driver.load import Pattern
+from shadowbell.errors import UserError
+
+if TYPE_CHECKING:
+    from shadowbell.manage import Server
 
 LAP = 20.0
 SIZE = 64 << 20
@@ -70,16 +77,38 @@ class Inventory:
 
 
 def server(report: str, arguments: list[str]) -> int:
-    """Be the server: `shadowbell serve`, and live objects as JSON at SIGUSR2."""
+    """Be the server: `shadowbell serve`, queues that move, live objects as JSON at SIGUSR2."""
     from shadowbell.cli import main
     from shadowbell.dataplane import live_objects
+    from shadowbell.manage import Server
 
     def tell(signum: int, frame: FrameType | None) -> None:
         Path(report + ".new").write_text(json.dumps(live_objects()))
         os.replace(report + ".new", report)
 
+    run = Server.run
+
+    def run_and_move(server: Server) -> None:
+        threading.Thread(target=move_queues, args=(server,), daemon=True).start()
+        run(server)
+
+    Server.run = run_and_move  # type: ignore[method-assign]
     signal.signal(signal.SIGUSR2, tell)
     return main(["serve", *arguments])
+
+
+def move_queues(server: Server) -> None:
+    """Move any queue to any IOThread, for ever."""
+    chance = random.Random()
+    sockets = [controller.socket for controller in server.config.controllers]
+    while True:
+        with contextlib.suppress(UserError):  # no such queue now
+            server.move_queue(
+                chance.randint(1, 3),
+                chance.randrange(server.config.iothreads),
+                controller=chance.choice(sockets),
+            )
+        time.sleep(chance.choice((0, 0.0005, 0.005, 0.05)))
 
 
 class Served:

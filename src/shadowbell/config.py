@@ -70,10 +70,10 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One NVMe controller on one socket. `max_queues` counts I/O queue pairs.
 
-    `control`: where its control socket is; None is beside `socket`, "" nowhere. `iothreads` says which
-    IOThreads carry the queues (see `placement`), which then stay there; None: the queues take all
-    IOThreads in turn, and move when load piles up on one. Raises UserError when a field is out of
-    range.
+    `control`: where its control socket is; None is beside `socket`, "" nowhere. `iothreads` says
+    which IOThreads carry the queues (see `placement`), which then stay there; None: the queues take
+    all IOThreads in turn, and move when load piles up on one. Raises UserError when a field is out
+    of range.
     """
 
     socket: str

@@ -142,7 +142,7 @@ class Server:
         return self._call(lambda: self._port(controller).disks.resize(nsid, size))
 
     def move_queue(self, cqid: int, iothread: int, *, controller: str | None = None) -> bool:
-        """Have another IOThread serve an I/O completion queue and all submission queues that use it.
+        """Have another IOThread serve a completion queue and all submission queues that use it.
 
         No other queue notices. False: the queue's commands took too long to end, and it stays where
         it is. Unless the controller's configuration maps its queues, load may move it again.

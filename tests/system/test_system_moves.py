@@ -26,9 +26,9 @@ pytestmark = pytest.mark.usefixtures("alarm")
 
 
 @contextlib.contextmanager
-def serving(path: Path, iothreads: int, **options: object) -> Iterator[Server]:
+def serving(path: Path, threads: int, **options: object) -> Iterator[Server]:
     config = ControllerConfig(socket=str(path), namespaces=(MEMORY,), **options)  # type: ignore[arg-type]
-    server = Server(ServerConfig(controllers=(config,), iothreads=iothreads))
+    server = Server(ServerConfig(controllers=(config,), iothreads=threads))
     thread = threading.Thread(target=server.run)
     try:
         server.start()

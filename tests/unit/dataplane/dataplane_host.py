@@ -145,8 +145,9 @@ class Host:
         max_queues: int = 16,
         channel: bool = True,
         map_all: bool = True,
+        placement: list[int] | None = None,
     ) -> None:
-        self.engine = Engine(iothreads, max_queues=max_queues, mapped=mapped)
+        self.engine = Engine(iothreads, max_queues=max_queues, mapped=mapped, placement=placement)
         self.fd = os.memfd_create("host")
         os.ftruncate(self.fd, size)
         self.size, self.base = size, base

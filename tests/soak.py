@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from shadowbell.bench.process import resident_bytes
 from shadowbell.driver import (
     DeviceGone,
     Doorbells,
@@ -162,8 +163,7 @@ class Served:
 
     def resident(self) -> int:
         """Resident MiB."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+        return resident_bytes(self.process.pid) >> 20
 
     def stop(self) -> None:
         """End it; its exit must be clean."""

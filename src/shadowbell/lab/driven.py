@@ -8,7 +8,6 @@ import os
 import struct
 import time
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, Self
 
 from shadowbell.driver import Host
@@ -145,12 +144,7 @@ class MiniatureHost:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.machine.close()
         for fd in self._fds:
             os.close(fd)

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable
 from ctypes import addressof, c_char
 from enum import IntEnum
-from types import TracebackType
 from typing import Final, Self
 
 DEVICE: Final = "/dev/kvm"
@@ -121,12 +120,7 @@ class Machine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

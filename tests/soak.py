@@ -17,9 +17,7 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -42,6 +40,7 @@ from shadowbell.driver import (
 )
 from shadowbell.driver.load import Pattern
 from shadowbell.errors import UserError
+from shadowbell.guest import Served, ServeError
 
 if TYPE_CHECKING:
     from shadowbell.manage import Server
@@ -112,76 +111,46 @@ def move_queues(server: Server) -> None:
         time.sleep(chance.choice((0, 0.0005, 0.005, 0.05)))
 
 
-class Served:
-    """The server process."""
+class Soaked(Served):
+    """The server process, with a controller for each target."""
 
-    def __init__(self, folder: Path) -> None:
-        self._report = folder / "live.json"
-        with (folder / "disk.img").open("wb") as image:
-            image.truncate(SIZE)
+    def __init__(self) -> None:
         controllers = (
             ("memory.sock", f"memory:{SIZE}", ()),
-            ("file.sock", f"file:{folder}/disk.img,lba=4096", ()),
+            ("file.sock", "file:{folder}/disk.img,lba=4096", ()),
             ("mapped.sock", f"memory:{SIZE}", ("--doorbells", "mapped", "--no-dbbuf")),
         )
         arguments: list[str] = []
         for name, namespace, options in controllers:
             arguments += ["--and"] if arguments else ["--iothreads", "2"]
-            arguments += [namespace, "--socket", str(folder / name), *options]
-        self.targets = [
-            Target(folder / "memory.sock", ("trap", "shadow", "shadow")),
-            Target(folder / "file.sock", ("trap", "shadow", "shadow")),
-            Target(folder / "mapped.sock", ("mapped",)),
-        ]
-        command = [sys.executable, __file__, "--server", str(self._report), *arguments]
-        self._log = (folder / "log").open("wb")
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self._log, text=True
+            arguments += [namespace, "--socket", f"{{folder}}/{name}", *options]
+        super().__init__(
+            ["{folder}/live.json", *arguments], program=(sys.executable, __file__, "--server")
         )
-        assert self.process.stdout is not None
-        while "QEMU arguments" not in (line := self.process.stdout.readline()):
-            if not line:
-                raise Wrong("the server doesn't start")
-        self.process.stdout.readline()
+        self._report = self.folder / "live.json"
+        with (self.folder / "disk.img").open("wb") as image:
+            image.truncate(SIZE)
+        self.targets = [
+            Target(self.socket("memory.sock"), ("trap", "shadow", "shadow")),
+            Target(self.socket("file.sock"), ("trap", "shadow", "shadow")),
+            Target(self.socket("mapped.sock"), ("mapped",)),
+        ]
 
     def inventory(self) -> Inventory:
         """What it holds now."""
         self._report.unlink(missing_ok=True)
-        self.process.send_signal(signal.SIGUSR2)
-        end = time.monotonic() + 10
-        while not self._report.exists():
-            if self.process.poll() is not None or time.monotonic() > end:
-                raise Wrong("the server doesn't answer")
-            time.sleep(0.02)
-        pid = self.process.pid
-        maps = Path(f"/proc/{pid}/maps").read_text()
+        os.kill(self.pid, signal.SIGUSR2)
+        if not self._wait_until(self._report.exists, 10):
+            raise Wrong("the server doesn't answer")
         return Inventory(
-            len(os.listdir(f"/proc/{pid}/fd")),
-            maps.count("shadowbell-driver"),
+            len(os.listdir(f"/proc/{self.pid}/fd")),
+            Path(f"/proc/{self.pid}/maps").read_text().count("shadowbell-driver"),
             json.loads(self._report.read_text()),
         )
 
     def resident(self) -> int:
         """Resident MiB."""
-        return resident_bytes(self.process.pid) >> 20
-
-    def stop(self) -> None:
-        """End it; its exit must be clean."""
-        self.process.send_signal(signal.SIGTERM)
-        if self.process.wait(30):
-            raise Wrong(f"the server ended with {self.process.returncode}")
-
-    def close(self) -> None:
-        """Leave nothing running; print the end of its log when it ended badly."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        self._log.close()
-        if self.process.returncode:
-            tail = Path(self._log.name).read_text(errors="replace")[-4000:]
-            print(f"the server's log ends:\n{tail}", file=sys.stderr)
+        return resident_bytes(self.pid) >> 20
 
 
 def check(stats: LoadStats, *, broken: bool) -> None:
@@ -282,7 +251,7 @@ def lap(targets: Sequence[Target], seed: int, seconds: float) -> None:
         raise failures[0]
 
 
-def at_rest(served: Served, before: Inventory | None) -> Inventory:
+def at_rest(served: Soaked, before: Inventory | None) -> Inventory:
     """The inventory once the server has taken note of every departure."""
     end = time.monotonic() + 10
     while True:
@@ -308,28 +277,34 @@ def verify_all(target: Target) -> None:
 
 def soak(minutes: float, seed: int) -> None:
     """Run it all; raises Wrong."""
-    with tempfile.TemporaryDirectory(prefix="shadowbell-soak-") as folder:
-        served = Served(Path(folder))
+    with Soaked() as served:
         try:
-            end = time.monotonic() + minutes * 60
-            before: Inventory | None = None
-            resident = number = 0
-            while time.monotonic() < end:
-                number += 1
-                lap(served.targets, seed * 1000 + number, LAP)
-                before = at_rest(served, before)
-                resident = resident or served.resident()
-                ios = sum(target.ios for target in served.targets)
-                print(f"lap {number}: {ios:,} I/Os, {served.resident()} MiB, {before}", flush=True)
-                if served.resident() > resident + 32 + SIZE * 2 // (1 << 20):
-                    raise Wrong(f"the server grew from {resident} to {served.resident()} MiB")
-            for target in served.targets:
-                verify_all(target)
-                print(f"{target.socket.name}: {target.ios:,} I/Os, rounds {target.rounds}")
-            at_rest(served, before)
-            served.stop()
-        finally:
-            served.close()
+            soak_served(served, minutes, seed)
+            if code := served.stop():
+                raise Wrong(f"the server ended with {code}")
+        except BaseException:
+            print(f"the server's log ends:\n{served.log[-4000:]}", file=sys.stderr)
+            raise
+
+
+def soak_served(served: Soaked, minutes: float, seed: int) -> None:
+    """Lap after lap, then a look at every block."""
+    end = time.monotonic() + minutes * 60
+    before: Inventory | None = None
+    resident = number = 0
+    while time.monotonic() < end:
+        number += 1
+        lap(served.targets, seed * 1000 + number, LAP)
+        before = at_rest(served, before)
+        resident = resident or served.resident()
+        ios = sum(target.ios for target in served.targets)
+        print(f"lap {number}: {ios:,} I/Os, {served.resident()} MiB, {before}", flush=True)
+        if served.resident() > resident + 32 + SIZE * 2 // (1 << 20):
+            raise Wrong(f"the server grew from {resident} to {served.resident()} MiB")
+    for target in served.targets:
+        verify_all(target)
+        print(f"{target.socket.name}: {target.ios:,} I/Os, rounds {target.rounds}")
+    at_rest(served, before)
 
 
 def main() -> int:
@@ -343,7 +318,7 @@ def main() -> int:
     print(f"soak of {options.minutes:g} minutes, seed {options.seed}", flush=True)
     try:
         soak(options.minutes, options.seed)
-    except (Wrong, TimeoutError, DeviceGone) as error:
+    except (Wrong, ServeError, TimeoutError, DeviceGone) as error:
         print(f"soak: wrong: {error}", file=sys.stderr)
         return 1
     print("soak: nothing lost, nothing leaked")

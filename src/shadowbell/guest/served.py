@@ -17,6 +17,7 @@ from typing import Any
 from .child import Child, ChildError
 
 START_TIMEOUT = 15.0
+SERVE = (sys.executable, "-m", "shadowbell", "serve")
 
 
 class ServeError(ChildError):
@@ -50,13 +51,15 @@ class Ledger:
 
 
 class Served(Child):
-    """A running server in a folder of its own; `arguments` follow `shadowbell serve`.
+    """A running server in a folder of its own; `arguments` follow `shadowbell serve`,
+    or another `program` that serves as it does.
 
     They are given as functions of the folder's files: "{folder}" is replaced by its path.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], program: Sequence[str] = SERVE) -> None:
         super().__init__("serve")
+        self._program = program
         self._arguments = [argument.replace("{folder}", str(self.folder)) for argument in arguments]
 
     def socket(self, name: str) -> Path:
@@ -65,7 +68,7 @@ class Served(Child):
     def start(self) -> None:
         """Starts it and waits until it listens."""
         before = len(self.log)
-        self._launch([sys.executable, "-m", "shadowbell", "serve", *self._arguments])
+        self._launch([*self._program, *self._arguments])
         # The arguments for QEMU are printed when every socket listens.
         if not self._wait_until(lambda: "QEMU arguments" in self.log[before:], START_TIMEOUT):
             raise ServeError(f"the server did not start:\n{self.log[before:]}")

@@ -2,11 +2,14 @@
 
 One server process serves a controller for each doorbell way, on memory and on a file, and moves
 their queues between its IOThreads at random all the while. A thread for each controller drives it
-in rounds: attach, queues, loads, something bad, again. After every lap all clients
-leave, and the server must be as it was after the first: the same descriptors, mappings and live
-objects. At the end every block is read once more. Exits with 1 at the first thing that is wrong.
+in rounds: attach, queues, loads, something bad, again. Others hunt for a lost interrupt: drivers
+that sleep on their eventfds and look for nothing by themselves. After every lap all clients leave,
+and the server must be as it was after the first: the same descriptors, mappings and live objects.
+At the end every block is read once more. Exits with 1 at the first thing that is wrong.
 
-    python tests/soak.py --minutes 10 [--seed N]
+    python tests/soak.py --minutes 10 [--seed N] [--hunt]
+
+--hunt: the hunt alone.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from shadowbell.driver import (
 from shadowbell.driver.load import Pattern
 from shadowbell.errors import UserError
 from shadowbell.guest import Served, ServeError
+from shadowbell.nvme import Feature
 
 if TYPE_CHECKING:
     from shadowbell.manage import Server
@@ -49,6 +53,9 @@ LAP = 20.0
 SIZE = 64 << 20
 OF_CLIENTS = ("channels", "mappings", "queues")
 EVENTS = ("none", "none", "reset", "device reset", "delete", "disconnect")
+WATCHDOG = 10.0
+# Interrupt Coalescing: off, and threshold | time << 8.
+COALESCING = (0, 0, 3 | 1 << 8, 31 | 1 << 8, 255 | 2 << 8)
 PATTERNS: tuple[Pattern, ...] = ("randrw", "randrw", "randread", "randwrite", "read", "write")
 
 
@@ -63,6 +70,7 @@ class Target:
     socket: Path
     ways: tuple[Doorbells, ...]
     verifier: Verifier | None = None
+    hunted: bool = False
     ios: int = 0
     rounds: dict[str, int] = field(default_factory=dict)
 
@@ -114,11 +122,13 @@ def move_queues(server: Server) -> None:
 class Soaked(Served):
     """The server process, with a controller for each target."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, hunt: bool) -> None:
         controllers = (
             ("memory.sock", f"memory:{SIZE}", ()),
             ("file.sock", "file:{folder}/disk.img,lba=4096", ()),
             ("mapped.sock", f"memory:{SIZE}", ("--doorbells", "mapped", "--no-dbbuf")),
+            ("hunt-null.sock", "null:1G", ()),
+            ("hunt-memory.sock", f"memory:{SIZE}", ()),
         )
         arguments: list[str] = []
         for name, namespace, options in controllers:
@@ -134,7 +144,10 @@ class Soaked(Served):
             Target(self.socket("memory.sock"), ("trap", "shadow", "shadow")),
             Target(self.socket("file.sock"), ("trap", "shadow", "shadow")),
             Target(self.socket("mapped.sock"), ("mapped",)),
+            Target(self.socket("hunt-null.sock"), ("trap", "shadow", "shadow"), hunted=True),
+            Target(self.socket("hunt-memory.sock"), ("trap", "shadow", "shadow"), hunted=True),
         ]
+        self.targets = [target for target in self.targets if target.hunted or not hunt]
 
     def inventory(self) -> Inventory:
         """What it holds now."""
@@ -155,7 +168,8 @@ class Soaked(Served):
 
 def check(stats: LoadStats, *, broken: bool) -> None:
     """A load may lose commands only when something was taken away from under it."""
-    if stats.mismatches or stats.violations or stats.stalled or (not broken and not stats.clean):
+    wrong = stats.mismatches or stats.violations or stats.stalled or stats.missed
+    if wrong or (not broken and not stats.clean):
         raise Wrong(f"broken={broken}: {stats}")
 
 
@@ -182,6 +196,7 @@ def one_round(target: Target, chance: random.Random) -> None:
                 length=length,
                 seed=chance.getrandbits(60),
                 sleep=queue.completions.vector is not None,
+                watchdog=WATCHDOG if queue.completions.vector is not None else 0,
                 write_percent=chance.choice((10, 50, 90)),
             )
             loads.append(Load(host, [queue], spec, verifier=target.verifier))
@@ -192,6 +207,33 @@ def one_round(target: Target, chance: random.Random) -> None:
             host.delete_queue_pair(extra)
     finally:
         host.detach(shut_down=event == "none")
+
+
+def hunt_round(target: Target, chance: random.Random) -> None:
+    """Attach, and sleep through loads of all depths with and without coalescing."""
+    way = chance.choice(target.ways)
+    host = Host.connect(target.socket, doorbells=way, ioeventfds=chance.random() < 0.5, timeout=20)
+    target.rounds[way] = target.rounds.get(way, 0) + 1
+    try:
+        queues = [
+            host.create_queue_pair(chance.choice((130, 200, 256)), interrupts=True)
+            for _ in range(chance.choice((1, 1, 2)))
+        ]
+        for _ in range(8):
+            host.admin.set_feature(Feature.INTERRUPT_COALESCING, chance.choice(COALESCING))
+            spec = LoadSpec(
+                pattern=chance.choice(PATTERNS),
+                block_size=chance.choice((512, 4096, 4096, 16384)),
+                depth=chance.choice((1, 2, 3, 5, 8, 16, 32, 64, 127, 128)),
+                seed=chance.getrandbits(60),
+                sleep=True,
+                watchdog=WATCHDOG,
+            )
+            stats = Load(host, queues, spec).run(seconds=chance.uniform(0.05, 0.4), stall=60)
+            check(stats, broken=False)
+            target.ios += stats.ios
+    finally:
+        host.detach(shut_down=False)
 
 
 def run_with_event(
@@ -238,7 +280,7 @@ def lap(targets: Sequence[Target], seed: int, seconds: float) -> None:
         chance = random.Random(f"{seed}/{number}")
         try:
             while time.monotonic() < end and not failures:
-                one_round(target, chance)
+                (hunt_round if target.hunted else one_round)(target, chance)
         except BaseException as error:
             failures.append(error)
 
@@ -275,9 +317,9 @@ def verify_all(target: Target) -> None:
         check(stats, broken=False)
 
 
-def soak(minutes: float, seed: int) -> None:
-    """Run it all; raises Wrong."""
-    with Soaked() as served:
+def soak(minutes: float, seed: int, *, hunt: bool) -> None:
+    """Run it all, or the hunt; raises Wrong."""
+    with Soaked(hunt=hunt) as served:
         try:
             soak_served(served, minutes, seed)
             if code := served.stop():
@@ -302,7 +344,8 @@ def soak_served(served: Soaked, minutes: float, seed: int) -> None:
         if served.resident() > resident + 32 + SIZE * 2 // (1 << 20):
             raise Wrong(f"the server grew from {resident} to {served.resident()} MiB")
     for target in served.targets:
-        verify_all(target)
+        if not target.hunted:
+            verify_all(target)
         print(f"{target.socket.name}: {target.ios:,} I/Os, rounds {target.rounds}")
     at_rest(served, before)
 
@@ -314,10 +357,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--hunt", action="store_true", help="for lost interrupts alone")
     options = parser.parse_args()
     print(f"soak of {options.minutes:g} minutes, seed {options.seed}", flush=True)
     try:
-        soak(options.minutes, options.seed)
+        soak(options.minutes, options.seed, hunt=options.hunt)
     except (Wrong, ServeError, TimeoutError, DeviceGone) as error:
         print(f"soak: wrong: {error}", file=sys.stderr)
         return 1

@@ -62,14 +62,6 @@ def test_few_register_writes_with_shadow_doorbells(serve: Serve, attach: Attach)
     assert stats.stores == 0
 
 
-def test_few_interrupts_at_depth(serve: Serve, attach: Attach) -> None:
-    host = attach(serve("memory:64M"), "shadow")
-    queue = host.create_queue_pair(128, interrupts=True)
-    spec = LoadSpec(pattern="randread", depth=32, sleep=True)
-    stats = check(run_load(host, [queue], spec, seconds=1))
-    assert stats.per_io(stats.interrupts) < 0.5
-
-
 def test_sleeping_device_is_woken_by_one_doorbell(serve: Serve, attach: Attach) -> None:
     served = serve("memory:64M", "--poll-max-us", "0")
     host = attach(served, "shadow")

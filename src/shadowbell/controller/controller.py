@@ -71,6 +71,7 @@ class Controller:
             max_queues=max_queues,
             vectors=vectors,
             has_queues=lambda: bool(self._queues),
+            vector_used=self._queues.uses_vector,
         )
         self._admin = AdminCommands(
             engine,

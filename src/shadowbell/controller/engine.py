@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Protocol
 
 from shadowbell.block import Backend
@@ -60,6 +60,7 @@ class Engine(Protocol):
     def reset(self) -> None: ...
     def set_shadow(self, shadow: int, eventidx: int) -> None: ...
     def set_write_cache(self, enabled: bool) -> None: ...
+    def set_coalescing(self, entries: int, microseconds: int, exempt: Container[int]) -> None: ...
     def attach_namespace(
         self, nsid: int, backend: Backend, lba_shift: int, read_only: bool
     ) -> None: ...

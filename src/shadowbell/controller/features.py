@@ -1,8 +1,7 @@
 """Get Features and Set Features (Base 2.0, sections 5.15 and 5.27; NVM Command Set 1.0, 4.1.3).
 
-No feature is saveable. Interrupt Coalescing, Interrupt Vector Configuration, Arbitration, Error
-Recovery and Write Atomicity Normal are kept and reported, and change nothing: the data plane
-raises at most one interrupt a batch, and retries nothing.
+No feature is saveable. Arbitration, Error Recovery and Write Atomicity Normal are kept and
+reported, and change nothing: the data plane takes queues in turn and retries nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +30,8 @@ from .namespaces import NamespaceTable, invalid_namespace
 _EVENTS_SUPPORTED = 0x1F | EventConfiguration.NAMESPACE_ATTRIBUTE_NOTICES
 _OVER, _UNDER = 0, 1
 _ALL_SENSORS = 0xF
+_ADMIN_VECTOR = 0
+_AGGREGATION_TIME_MICROSECONDS = 100
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ class Definition:
 
 
 class Features:
-    """The features of one controller. `has_queues` tells whether I/O queues exist."""
+    """The features of one controller.
+
+    `has_queues` tells whether I/O queues exist, `vector_used` whether one of them has the vector.
+    """
 
     def __init__(
         self,
@@ -61,12 +65,14 @@ class Features:
         max_queues: int,
         vectors: int,
         has_queues: Callable[[], bool],
+        vector_used: Callable[[int], bool],
     ) -> None:
         self._engine = engine
         self._events = events
         self._namespaces = namespaces
         self._vectors = vectors
         self._has_queues = has_queues
+        self._vector_used = vector_used
         queues = max_queues - 1
         self._definitions: dict[int, Definition] = {
             Feature.ARBITRATION: Definition(0xFFFFFF07, default=0b111),
@@ -81,8 +87,10 @@ class Features:
             Feature.NUMBER_OF_QUEUES: Definition(
                 0xFFFFFFFF, default=queues << 16 | queues, check=self._check_queues
             ),
-            Feature.INTERRUPT_COALESCING: Definition(0xFFFF),
-            Feature.INTERRUPT_VECTOR_CONFIGURATION: Definition(0x1FFFF, check=self._check_vector),
+            Feature.INTERRUPT_COALESCING: Definition(0xFFFF, apply=lambda _: self._coalesce()),
+            Feature.INTERRUPT_VECTOR_CONFIGURATION: Definition(
+                0x1FFFF, check=self._check_configured_vector
+            ),
             Feature.WRITE_ATOMICITY_NORMAL: Definition(1),
             Feature.ASYNCHRONOUS_EVENT_CONFIGURATION: Definition(
                 _EVENTS_SUPPORTED, apply=lambda _: self._report_temperature()
@@ -93,7 +101,7 @@ class Features:
             Feature.HOST_IDENTIFIER: Definition(1),
         }
         self._values: dict[tuple[int, int], int] = {}
-        self._coalesced: dict[int, bool] = {}
+        self._uncoalesced = {_ADMIN_VECTOR}
         self._thresholds: dict[int, int] = {}
         self._host_identifier = b""
         self._timestamp = 0
@@ -121,9 +129,12 @@ class Features:
         """Back to the defaults, as a Controller Level Reset does."""
         if not self._value(Feature.VOLATILE_WRITE_CACHE):
             self._engine.set_write_cache(True)
+        coalesced = self._value(Feature.INTERRUPT_COALESCING)
         kept = {fid for fid, definition in self._definitions.items() if definition.persistent}
         self._values = {key: value for key, value in self._values.items() if key[0] in kept}
-        self._coalesced.clear()
+        self._uncoalesced = {_ADMIN_VECTOR}
+        if coalesced:
+            self._coalesce()
         self._thresholds = {_OVER: WARNING_KELVINS, _UNDER: 0}
         self._host_identifier = bytes(EXTENDED_HOST_IDENTIFIER_SIZE)
         # The timestamp goes on: only a power cycle stops it.
@@ -153,9 +164,8 @@ class Features:
             case Feature.INTERRUPT_VECTOR_CONFIGURATION:
                 self._check_vector(command)
                 vector = command.bits(11, 15, 0)
-                # The admin queue's vector is never coalesced.
-                disabled = self._coalesced.get(vector, vector == 0) if current else vector == 0
-                return disabled << 16 | vector, b""
+                disabled = self._uncoalesced if current else {_ADMIN_VECTOR}
+                return (vector in disabled) << 16 | vector, b""
         return (self._value(fid, nsid) if current else definition.default), b""
 
     def set(self, command: Command, data: Callable[[int], bytes]) -> int:
@@ -181,7 +191,11 @@ class Features:
                 self._thresholds[kind] = bits(value, 15, 0)
                 self._report_temperature()
             case Feature.INTERRUPT_VECTOR_CONFIGURATION:
-                self._coalesced[bits(value, 15, 0)] = bool(bits(value, 16, 16))
+                vector = {bits(value, 15, 0)}
+                self._uncoalesced -= vector
+                if bits(value, 16, 16):
+                    self._uncoalesced |= vector
+                self._coalesce()
             case Feature.NUMBER_OF_QUEUES:
                 return definition.default  # what we allocate, whatever was asked for
             case _:
@@ -239,6 +253,15 @@ class Features:
                 LogPage.SMART_HEALTH_INFORMATION,
             )
 
+    def _coalesce(self) -> None:
+        """Tell the engine of Interrupt Coalescing (5.27.1.6): 0's based entries, a time."""
+        value = self._value(Feature.INTERRUPT_COALESCING)
+        self._engine.set_coalescing(
+            bits(value, 7, 0) + 1,
+            bits(value, 15, 8) * _AGGREGATION_TIME_MICROSECONDS,
+            frozenset(self._uncoalesced),
+        )
+
     def _check_queues(self, command: Command) -> None:
         if self._has_queues():
             raise CommandError(Status.COMMAND_SEQUENCE_ERROR)
@@ -249,6 +272,12 @@ class Features:
 
     def _check_vector(self, command: Command) -> None:
         if command.bits(11, 15, 0) >= self._vectors:
+            raise invalid_field(11)
+
+    def _check_configured_vector(self, command: Command) -> None:
+        """Section 5.27.1.7: a vector is configured once an I/O completion queue has it."""
+        self._check_vector(command)
+        if not self._vector_used(command.bits(11, 15, 0)):
             raise invalid_field(11)
 
 

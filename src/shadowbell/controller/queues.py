@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from shadowbell.dataplane import DmaError
 from shadowbell.nvme import QueueFlags, Status
@@ -32,7 +32,7 @@ class Queues:
         self._max_queues = max_queues
         self._vectors = vectors
         self._configuration = configuration
-        self._completion: set[int] = set()
+        self._completion: dict[int, int | None] = {}  # each one's vector
         self._submission: dict[int, int] = {}  # each submission queue's completion queue
 
     def __bool__(self) -> bool:
@@ -42,6 +42,10 @@ class Queues:
     def has_submission(self, qid: int) -> bool:
         """Whether submission queue `qid` exists, the admin queue included."""
         return qid == 0 or qid in self._submission
+
+    def uses_vector(self, vector: int) -> bool:
+        """Whether an I/O completion queue interrupts by `vector`."""
+        return vector in self._completion.values()
 
     def reset(self) -> None:
         """Forget all queues; the engine drops its own."""
@@ -59,7 +63,7 @@ class Queues:
             raise CommandError(Status.INVALID_INTERRUPT_VECTOR, location(11, 16))
         self._require_memory(command)
         self._engine.create_cq(qid, command.sqe.prp1, entries, vector)
-        self._completion.add(qid)
+        self._completion[qid] = vector
 
     def create_submission(self, command: Command) -> None:
         """Create I/O Submission Queue (section 5.5)."""
@@ -83,7 +87,7 @@ class Queues:
         if qid in self._submission.values():
             raise CommandError(Status.INVALID_QUEUE_DELETION, location(10))
         self._engine.delete_cq(qid)
-        self._completion.remove(qid)
+        del self._completion[qid]
 
     def delete_submission(self, command: Command) -> None:
         """Delete I/O Submission Queue (section 5.7)."""
@@ -105,7 +109,7 @@ class Queues:
         except DmaError as error:
             raise invalid_field(6) from error
 
-    def _new_queue(self, command: Command, existing: set[int] | dict[int, int]) -> tuple[int, int]:
+    def _new_queue(self, command: Command, existing: Container[int]) -> tuple[int, int]:
         """Queue identifier and number of entries, checked; CommandError."""
         qid = command.bits(10, 15, 0)
         if not 1 <= qid <= self._max_queues or qid in existing:

@@ -30,6 +30,7 @@ from shadowbell.block.backend cimport (
 from shadowbell.dataplane.events cimport push_event
 from shadowbell.dataplane.includes.cpu cimport likely, unlikely
 from shadowbell.dataplane.includes.uring cimport iovec
+from shadowbell.dataplane.interrupts cimport want_interrupt
 from shadowbell.dataplane.layout cimport (
     DMA_READ_ACCESS,
     DMA_WRITE_ACCESS,
@@ -53,7 +54,6 @@ from shadowbell.dataplane.queues cimport (
     latency_bucket,
     post_completion,
     ticks_to_ns,
-    want_interrupt,
 )
 from shadowbell.dataplane.status cimport (
     CAPACITY_EXCEEDED,
@@ -400,6 +400,7 @@ cdef void finish_command(ThreadState *thread, Request *request, uint32_t status,
             sq.counters.bytes_written += request.data_length
     else:
         sq.counters.errors += 1
+        sq.cq.urgent = True
         push_event(sq.engine, EVENT_IO_ERROR, sq.qid, request.cid, status, request.nsid,
                    request.lba)
     if later:

@@ -44,6 +44,7 @@ from shadowbell.dataplane.layout cimport (
     NamespaceEntry,
 )
 from shadowbell.dataplane.live cimport count_live
+from shadowbell.dataplane.pacing cimport in_ticks
 from shadowbell.dataplane.stream cimport Stream
 
 
@@ -67,6 +68,7 @@ cdef class Engine:
     cdef int home                   # index of the thread that reads the client's socket
     cdef int pauses
     cdef dict backends              # nsid: Backend
+    cdef tuple coalescing           # of set_coalescing()
     cdef Stream stream
     cdef Access access
     cdef AdminQueue admin
@@ -86,6 +88,7 @@ cdef class Engine:
                               for cqid in range(1, max_queues + 1)}
             self.home = self.threads.index(self.placement[1])
         self.backends = {}
+        self.coalescing = (1, 0, ())
         self.memory = Memory()
         self.state = <EngineState *> calloc(1, sizeof(EngineState))
         if self.state == NULL:
@@ -251,6 +254,7 @@ cdef class Engine:
             thread = (self.threads[(self.home + qid - 1) % len(self.threads)]
                       if self.placement is None else self.placement[qid])
             self.state.cqs[qid].thread = &thread.state
+            self.coalesce(self.state.cqs[qid])
             self.binding.rebind()
 
     def create_sq(self, int qid, uint64_t iova, uint32_t entries, int cqid):
@@ -337,18 +341,30 @@ cdef class Engine:
         with self.paused():
             old = self.state.vectors[vector]
             self.state.vectors[vector] = new
-        if old >= 0:
-            os.close(old)
-        if new >= 0:
             for qid in range(self.state.max_queues + 1):
                 cq = self.state.cqs[qid]
                 if cq != NULL and cq.vector == vector and cq.tail != load32(cq.head_doorbell):
-                    signal_fd(new)
+                    self.signal_vector(vector)
                     break
+        if old >= 0:
+            os.close(old)
 
     def signal_vector(self, int vector):
         if 0 <= vector < MAX_VECTORS and self.state.vectors[vector] >= 0:
             signal_fd(self.state.vectors[vector])
+
+    def set_coalescing(self, uint32_t entries, uint32_t microseconds, exempt):
+        cdef uint32_t qid
+        with self.paused():
+            self.coalescing = (entries, microseconds, exempt)
+            for qid in range(1, self.state.max_queues + 1):
+                if self.state.cqs[qid] != NULL:
+                    self.coalesce(self.state.cqs[qid])
+
+    cdef void coalesce(self, CompletionQueue *cq):
+        entries, microseconds, exempt = self.coalescing
+        cq.threshold = 1 if cq.vector in exempt else entries
+        cq.delay = in_ticks(&cq.thread.pace, <uint64_t> microseconds * 1000)
 
     def set_write_cache(self, bint enabled):
         with self.paused():

@@ -23,6 +23,7 @@ wants to wait, the move is abandoned and the old thread goes on where it stopped
 from libc.stdint cimport uint32_t
 
 from shadowbell.dataplane.includes.cpu cimport fence, load32, store_ptr
+from shadowbell.dataplane.interrupts cimport flush_interrupts
 from shadowbell.dataplane.kick cimport activate, retire
 from shadowbell.dataplane.layout cimport CompletionQueue, SubmissionQueue, ThreadState
 from shadowbell.dataplane.ring cimport await_ioeventfd, cancel_ioeventfd
@@ -31,7 +32,7 @@ from shadowbell.dataplane.ring cimport await_ioeventfd, cancel_ioeventfd
 cdef int release(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
     """Called round after round until it doesn't wait any more."""
     cdef SubmissionQueue *sq
-    cdef bint drained = not cq.raise_interrupt
+    cdef bint drained = True
     cdef uint32_t i
     for i in range(thread.queue_count):
         sq = thread.queues[i]
@@ -65,6 +66,7 @@ cdef void stop_polling(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
 
 cdef void let_go(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
     cdef uint32_t i = 0
+    flush_interrupts(thread, cq.engine, cq)
     while i < thread.queue_count:
         if thread.queues[i].cq == cq:
             thread.io_queue_count -= 1

@@ -62,8 +62,8 @@ cdef struct Counters:
     uint64_t eventidx_stores
     uint64_t arms
     uint64_t arms_lost         # arms that found new work on the second look
-    uint64_t interrupts
-    uint64_t interrupts_suppressed
+    uint64_t interrupts        # eventfd writes
+    uint64_t interrupts_suppressed  # rounds that posted without one of their own
     uint64_t commands[OPCODES]
     uint64_t bytes_read
     uint64_t bytes_written
@@ -81,8 +81,8 @@ cdef struct CompletionQueue:
     uint32_t phase
     uint32_t head              # as last read: only looked at when the queue seems full
     uint32_t reserved          # commands under way: each has its slot
-    bint raise_interrupt       # posted to since the last interrupt
     int vector                 # -1: no interrupts
+    uint32_t unsignalled       # entries posted since the last interrupt; not 0: in the thread's list
     # read when full
     uint32_t *head_doorbell    # the register's slot, or the shadow's
     uint32_t *head_eventidx    # NULL unless shadowed
@@ -94,7 +94,15 @@ cdef struct CompletionQueue:
     uint16_t qid
     EngineState *engine
     ThreadState *thread
+    # interrupts.pyx
     CompletionQueue *next_interrupt
+    uint64_t since             # ticks: when the first unsignalled entry was posted
+    uint64_t held_until        # ticks; 0: being coalesced
+    uint64_t delay             # ticks and
+    uint32_t threshold         # entries of Interrupt Coalescing
+    uint32_t counted           # unsignalled entries that batches has seen
+    uint32_t batches           # rounds that posted them
+    bint urgent                # one of them is an error: not to be coalesced
     uint8_t *page_storage[CQ_PAGES]
 
 cdef struct SubmissionQueue:
@@ -263,7 +271,7 @@ cdef struct ThreadState:
     uint32_t queue_count
     SubmissionQueue **active
     uint32_t active_count
-    CompletionQueue *interrupts    # to be raised at the batch's end
+    CompletionQueue *interrupts    # with unsignalled entries
     Request *requests
     Request **free_requests
     uint32_t free_count

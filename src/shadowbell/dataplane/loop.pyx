@@ -1,7 +1,7 @@
 """An IOThread's loop, and the one place where it waits.
 
 A round: take an operation of the control plane's, reap the ring, serve the polled queues, submit
-once, raise each completion queue's interrupt at most once. When nothing has moved for a while
+once, raise each completion queue's interrupt at most once (interrupts.pxd). When nothing has moved for a while
 (pacing.pxd), every queue is armed (doorbells.pxd) and the thread sleeps in its ring, where storage
 completions, the clients' sockets and kicks all arrive.
 """
@@ -37,12 +37,12 @@ from shadowbell.dataplane.includes.uring cimport (
     uring_pending,
     uring_ready,
 )
+from shadowbell.dataplane.interrupts cimport next_interrupt_ns, raise_interrupts
 from shadowbell.dataplane.kick cimport activate, retire
 from shadowbell.dataplane.layout cimport (
     EVENT_BUS_ERROR,
     NEVER,
     OP_STOP,
-    CompletionQueue,
     SubmissionQueue,
     ThreadState,
 )
@@ -157,6 +157,7 @@ cdef void take_kicks(ThreadState *thread) noexcept nogil:
 cdef void rest(ThreadState *thread, uint64_t nap) noexcept nogil:
     """Nap for so many ticks, or arm every polled queue and sleep; back at once when one has work."""
     cdef uint64_t ns = nap * thread.pace.ns_factor >> 20
+    cdef uint64_t due
     cdef uint32_t i = 0
     cdef io_uring_cqe *cqe = NULL
     cdef __kernel_timespec timeout
@@ -175,6 +176,9 @@ cdef void rest(ThreadState *thread, uint64_t nap) noexcept nogil:
         store32(&thread.sleeping, 0)
         return
     thread.pace.rested_at = thread.now
+    if thread.interrupts != NULL:
+        due = next_interrupt_ns(thread)
+        ns = min(ns, due) if ns else due
     if thread.block.next_due:
         ns = until_timer(thread, ns)
     if ns:
@@ -193,19 +197,6 @@ cdef uint64_t until_timer(ThreadState *thread, uint64_t nap) noexcept nogil:
     cdef uint64_t now = clock_ns()
     cdef uint64_t left = thread.block.next_due - now if thread.block.next_due > now else 1
     return min(nap, left) if nap else left
-
-
-cdef void raise_interrupts(ThreadState *thread) noexcept nogil:
-    cdef CompletionQueue *cq = thread.interrupts
-    cdef int fd
-    while cq != NULL:
-        cq.raise_interrupt = False
-        fd = cq.engine.vectors[cq.vector]
-        if fd >= 0:
-            cq.engine.counters[cq.qid].interrupts += 1
-            signal_fd(fd)
-        cq = cq.next_interrupt
-    thread.interrupts = NULL
 
 
 cdef void tell_bus_error(ThreadState *thread) noexcept nogil:

@@ -6,6 +6,7 @@ from shadowbell.block.backend cimport BlockState
 from shadowbell.dataplane.arrivals cimport read_if_ours
 from shadowbell.dataplane.events cimport signal_fd
 from shadowbell.dataplane.handover cimport HANDOVER_KEPT, HANDOVER_WAITS, adopt, release, take_up
+from shadowbell.dataplane.interrupts cimport flush_interrupts
 from shadowbell.dataplane.kick cimport retire
 from shadowbell.dataplane.layout cimport (
     MAX_NAMESPACES,
@@ -84,6 +85,7 @@ cdef bint pause(ThreadState *thread, EngineState *engine) noexcept nogil:
             drained = False
     if not drained:
         return False
+    flush_interrupts(thread, engine, NULL)
     i = 0
     while i < thread.queue_count:
         if thread.queues[i].engine == engine:

@@ -21,14 +21,6 @@ cdef inline void post_completion(CompletionQueue *cq, uint32_t dw0, uint32_t sq_
         cq.phase ^= 1
 
 
-cdef inline void want_interrupt(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
-    """Once per batch: the list is raised and emptied at the end of the IOThread's round."""
-    if not cq.raise_interrupt and cq.vector >= 0:
-        cq.raise_interrupt = True
-        cq.next_interrupt = thread.interrupts
-        thread.interrupts = cq
-
-
 cdef inline uint32_t latency_bucket(uint64_t ns) noexcept nogil:
     """Log-linear: four buckets an octave; the inverse is in ledger.py."""
     cdef uint32_t octave = log2(ns)

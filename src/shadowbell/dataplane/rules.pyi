@@ -1,4 +1,4 @@
-"""The compiled doorbell and pacing rules, one step at a time, for tests and labs.
+"""The compiled doorbell, pacing and interrupt rules, step by step, for tests and labs.
 
 ``entries`` are 2 to 65536; heads and tails are below them. Source: NVMe Base 2.0, section 5.8.
 """
@@ -10,6 +10,9 @@ def distance(start: int, end: int, entries: int) -> int:
 
 def behind(index: int, entries: int) -> int:
     """The index before."""
+
+def judge(waiting: int, unsignalled: int) -> Literal["drop", "raise", "hold"]:
+    """What to do about unsignalled entries when the host hasn't taken the ``waiting`` last ones."""
 
 class Ring:
     """A submission queue's doorbell, shadowed, awake and empty at first.

@@ -1,12 +1,12 @@
-"""The compiled doorbell and pacing rules, one step at a time, for tests and labs.
+"""The compiled doorbell, pacing and interrupt rules, step by step, for tests and labs.
 
 Each class holds a structure of the data plane's with memory words of its own, and calls the very
-functions of doorbells.pxd and pacing.pxd that the IOThreads inline.
+functions of doorbells.pxd, pacing.pxd and interrupts.pxd that the IOThreads inline.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from shadowbell.dataplane cimport doorbells, pacing
+from shadowbell.dataplane cimport doorbells, interrupts, pacing
 from shadowbell.dataplane.includes.cpu cimport load32, store32
 from shadowbell.dataplane.layout cimport CompletionQueue, Counters, SubmissionQueue
 
@@ -17,6 +17,11 @@ def distance(uint32_t start, uint32_t end, uint32_t entries):
 
 def behind(uint32_t index, uint32_t entries):
     return doorbells.behind(index, entries)
+
+
+def judge(uint32_t waiting, uint32_t unsignalled):
+    return {interrupts.DROP: "drop", interrupts.RAISE: "raise", interrupts.HOLD: "hold"}[
+        interrupts.judge(waiting, unsignalled)]
 
 
 cdef class Ring:

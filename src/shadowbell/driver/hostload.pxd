@@ -44,6 +44,9 @@ ctypedef struct Load:
     uint32_t sleep                 # on interrupts
     double tick                    # its nanoseconds
     uint64_t spin                  # ticks to poll before sleeping
+    uint64_t watchdog              # ticks: see LoadSpec, 0: look without interrupts too
+    uint8_t raised[MAX_RINGS]      # with a watchdog: may be looked into, by the same index as cqs
+    uint8_t late[MAX_RINGS]        # with a watchdog: its head is to be rung after new commands
     uint64_t interval              # ticks from one start to the next, 0: as fast as possible
     uint64_t due                   # when the next may start
     uint64_t arrears               # ticks of delay that are made up for by a burst
@@ -63,6 +66,7 @@ ctypedef struct Load:
     uint64_t mismatches
     uint64_t violations            # impossible completions
     uint64_t sleeps
+    uint64_t missed                # completions that nobody told us of
     uint32_t first_error           # status
     int64_t first_mismatch         # LBA
     int failed                     # errno of a doorbell

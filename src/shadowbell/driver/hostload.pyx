@@ -43,6 +43,7 @@ cdef extern from "<poll.h>" nogil:
 
 cdef enum:
     SHORTEST_SLEEP_NS = 2000       # less is over before the timer is set
+    LONGEST_LATE_TICKS = 0xFFFF    # some 20 us
     OPCODE_WRITE = 1
     OPCODE_READ = 2
 
@@ -158,6 +159,37 @@ cdef void rest(Load *load, uint64_t now) noexcept nogil:
         for i in range(load.n_cqs):
             if load.vectors[i].revents:
                 drain_irq(load.cqs[i])
+                load.raised[i] = 1
+    elif load.watchdog and load.running and now - load.progress > load.watchdog:
+        find_missed(load)
+
+
+cdef void find_missed(Load *load) noexcept nogil:
+    # Nothing was raised for long: entries that are there were missed, and are looked at after all.
+    cdef uint32_t i
+    for i in range(load.n_cqs):
+        if cq_peek(load.cqs[i]) != NULL:
+            load.missed += 1
+            load.raised[i] = 1
+
+
+cdef inline void ring_head(Load *load, Cq *cq) noexcept nogil:
+    ring_doorbell(&cq.db, cq.head)
+    load.failed |= cq.db.error
+
+
+cdef void ring_late(Load *load) noexcept nogil:
+    # As if other processors had submitted while this one was between its last look and the head:
+    # new commands may be completed by now, and it will not look again.
+    cdef uint32_t i
+    cdef uint64_t until
+    for i in range(load.n_cqs):
+        if load.late[i]:
+            load.late[i] = 0
+            until = sb_ticks() + ((load.random >> 8) & LONGEST_LATE_TICKS)
+            while sb_ticks() < until:
+                sb_pause()
+            ring_head(load, load.cqs[i])
 
 
 cdef void turn(Load *load, Verifier check) noexcept nogil:
@@ -171,6 +203,9 @@ cdef void turn(Load *load, Verifier check) noexcept nogil:
         now = sb_ticks()
         taken = 0
         for i in range(load.n_cqs):
+            if load.watchdog and not load.raised[i]:
+                continue
+            load.raised[i] = 0
             cq = load.cqs[i]
             begun = cq.head
             while True:
@@ -184,8 +219,10 @@ cdef void turn(Load *load, Verifier check) noexcept nogil:
                 if cq.head == begun:
                     break
             if cq.head != begun:
-                ring_doorbell(&cq.db, cq.head)
-                load.failed |= cq.db.error
+                if load.watchdog and load.random & <uint64_t>(1 << 40):
+                    load.late[i] = 1
+                else:
+                    ring_head(load, cq)
         if taken:
             load.progress = now
         if load.deadline and now >= load.deadline:
@@ -203,6 +240,8 @@ cdef void turn(Load *load, Verifier check) noexcept nogil:
                 ring_doorbell(&lane.sq.db, lane.sq.tail)
                 load.failed |= lane.sq.db.error
             load.dead |= <int>sb_relaxed(&lane.sq.dead)
+        if load.watchdog and taken:
+            ring_late(load)
         if load.limit and load.issued >= load.limit:
             load.stop = 1
         if load.dead or load.failed or (load.stop and load.running == 0):
@@ -237,7 +276,8 @@ cdef class LoadLoop:
 
     def __init__(self, list rings, list slots, *, uint32_t nsid, uint64_t first, uint64_t units,
                  uint64_t blocks, uint32_t writes, bint sequential, uint64_t seed,
-                 Verifier check=None, bint sleep=False, double spin=0.0, double rate=0.0):
+                 Verifier check=None, bint sleep=False, double spin=0.0, double rate=0.0,
+                 double watchdog=0.0):
         cdef Load *load = self.load
         cdef uint32_t number = 0
         cdef SubmissionRing ring
@@ -258,6 +298,9 @@ cdef class LoadLoop:
         load.tick = tick_nanoseconds()
         load.spin = <uint64_t>(spin * 1e9 / load.tick)
         load.depth = depth
+        if watchdog and (spin or not sleep):
+            raise ValueError("a watchdog is for loads that sleep on interrupts at once")
+        load.watchdog = <uint64_t>(watchdog * 1e9 / tick_nanoseconds())
         if rate:
             if rate < 1:
                 raise ValueError("a load starts at least one I/O a second")
@@ -368,6 +411,7 @@ cdef class LoadLoop:
             "broken": load.dead != 0 or load.failed != 0,
             "stalled": load.stalled != 0,
             "sleeps": load.sleeps,
+            "missed": load.missed,
             "histogram": [(i, load.histogram[i]) for i in range(BUCKETS) if load.histogram[i]],
         }
         return self.results

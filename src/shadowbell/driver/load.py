@@ -21,7 +21,10 @@ class LoadSpec:
 
     ``first`` and ``length`` (in blocks, None: to the end) bound the range. ``sleep`` waits for
     interrupts instead of polling, after ``spin`` seconds without a completion. ``rate``: I/Os to
-    start a second, evenly spaced (0: as many as ``depth`` allows).
+    start a second, evenly spaced (0: as many as ``depth`` allows). ``watchdog`` (with ``sleep``):
+    look into a completion queue once for each interrupt, as Linux' handler does, and never without
+    one, and sometimes store the head only after new commands were submitted; completions that wait
+    longer than so many seconds for their interrupt count as ``missed``.
     """
 
     pattern: Pattern = "randread"
@@ -35,6 +38,7 @@ class LoadSpec:
     sleep: bool = False
     spin: float = 0.0
     rate: float = 0.0
+    watchdog: float = 0.0
 
     @property
     def writes(self) -> int:
@@ -71,6 +75,7 @@ class LoadStats:
     updates: int = 0
     interrupts: int = 0
     sleeps: int = 0
+    missed: int = 0
     histogram: dict[int, int] = field(default_factory=dict)
 
     @classmethod
@@ -91,8 +96,8 @@ class LoadStats:
 
     @property
     def clean(self) -> bool:
-        """Nothing went wrong: no error, mismatch, lost or impossible completion."""
-        wrong = self.errors or self.mismatches or self.violations or self.lost
+        """Nothing went wrong: no error, mismatch, lost, missed or impossible completion."""
+        wrong = self.errors or self.mismatches or self.violations or self.lost or self.missed
         return not wrong and not self.broken and not self.stalled
 
     def per_io(self, count: int) -> float:
@@ -127,7 +132,7 @@ class LoadStats:
 
 _SUMS = (
     *("reads", "writes", "bytes", "errors", "mismatches", "violations", "lost"),
-    *("registers", "wakeups", "stores", "updates", "interrupts", "sleeps"),
+    *("registers", "wakeups", "stores", "updates", "interrupts", "sleeps", "missed"),
 )
 
 
@@ -175,6 +180,7 @@ class Load:
                 sleep=spec.sleep,
                 spin=spec.spin,
                 rate=spec.rate,
+                watchdog=spec.watchdog,
             )
         except BaseException:
             self._free()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shadowbell.controller import Controller, Namespace
@@ -113,6 +113,9 @@ class FakeEngine:
 
     def set_write_cache(self, enabled: bool) -> None:
         self.log.append(("set_write_cache", enabled))
+
+    def set_coalescing(self, entries: int, microseconds: int, exempt: Container[int]) -> None:
+        self.log.append(("set_coalescing", entries, microseconds, exempt))
 
     def attach_namespace(
         self, nsid: int, backend: FakeBackend, lba_shift: int, read_only: bool

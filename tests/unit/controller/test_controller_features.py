@@ -70,15 +70,58 @@ def test_number_of_queues_after_a_queue_exists(host: Host) -> None:
     assert S(done.status) is S.COMMAND_SEQUENCE_ERROR
 
 
+def create_queue(host: Host, qid: int, vector: int) -> None:
+    done = host.do(
+        AdminOpcode.CREATE_IO_COMPLETION_QUEUE, cdw10=qid | 1 << 16, cdw11=0b11 | vector << 16
+    )
+    assert done.status == 0
+
+
+def coalescing(host: Host) -> list[tuple[object, ...]]:
+    return [entry[1:] for entry in host.engine.log if entry[0] == "set_coalescing"]
+
+
 def test_interrupt_vectors(host: Host) -> None:
-    """Base 2.0, 5.27.1.7: one value for each vector; the admin queue's is never coalesced."""
+    """Base 2.0, 5.27.1.7: one value for each vector; the admin queue's isn't coalesced."""
     feature = Feature.INTERRUPT_VECTOR_CONFIGURATION
+    create_queue(host, 2, 8)
     assert host.do(GET, cdw10=feature, cdw11=0).dw0 == 1 << 16
     assert host.do(GET, cdw10=feature, cdw11=8).dw0 == 8
-    host.do(SET, cdw10=feature, cdw11=8 | 1 << 16)
+    assert host.do(SET, cdw10=feature, cdw11=8 | 1 << 16).status == 0
     assert host.do(GET, cdw10=feature, cdw11=8).dw0 == 8 | 1 << 16
     assert host.do(GET, cdw10=feature | DEFAULT, cdw11=8).dw0 == 8
+    assert host.do(GET, cdw10=feature | SAVED, cdw11=8).dw0 == 8
     assert host.do(GET, cdw10=feature, cdw11=7).dw0 == 7
+    assert coalescing(host) == [(1, 0, {0, 8})]
+    assert host.do(SET, cdw10=feature, cdw11=8).status == 0
+    assert host.do(GET, cdw10=feature, cdw11=8).dw0 == 8
+    assert coalescing(host)[-1] == (1, 0, {0})
+
+
+def test_a_vector_is_configured_once_a_completion_queue_has_it(host: Host) -> None:
+    """Base 2.0, 5.27.1.7: before, and when interrupts are off, Invalid Field in Command."""
+    feature = Feature.INTERRUPT_VECTOR_CONFIGURATION
+    assert S(host.do(SET, cdw10=feature, cdw11=3).status) is S.INVALID_FIELD_IN_COMMAND
+    host.do(AdminOpcode.CREATE_IO_COMPLETION_QUEUE, cdw10=1 | 1 << 16, cdw11=1 | 3 << 16)
+    assert S(host.do(SET, cdw10=feature, cdw11=3).status) is S.INVALID_FIELD_IN_COMMAND
+    create_queue(host, 2, 3)
+    assert host.do(SET, cdw10=feature, cdw11=3).status == 0
+    host.do(AdminOpcode.DELETE_IO_COMPLETION_QUEUE, cdw10=2)
+    assert S(host.do(SET, cdw10=feature, cdw11=3).status) is S.INVALID_FIELD_IN_COMMAND
+
+
+def test_coalescing_reaches_the_engine(host: Host) -> None:
+    """Base 2.0, 5.27.1.6: a 0's based threshold, a time in 100 us; a reset clears both."""
+    assert host.do(SET, cdw10=Feature.INTERRUPT_COALESCING, cdw11=0x0307).status == 0
+    create_queue(host, 1, 5)
+    host.do(SET, cdw10=Feature.INTERRUPT_VECTOR_CONFIGURATION, cdw11=5 | 1 << 16)
+    assert coalescing(host) == [(8, 300, {0}), (8, 300, {0, 5})]
+    host.do(SET, cdw10=Feature.INTERRUPT_COALESCING, cdw11=0x0307)
+    assert len(coalescing(host)) == 2
+    host.write32(0x14, 0)
+    assert coalescing(host)[-1] == (1, 0, {0})
+    host.enable()
+    assert host.do(GET, cdw10=Feature.INTERRUPT_VECTOR_CONFIGURATION, cdw11=5).dw0 == 5
 
 
 def test_temperature_thresholds(host: Host) -> None:

@@ -15,22 +15,24 @@ class FakeDevice:
     """One queue pair with mapped doorbells; a thread executes reads and writes on ``blocks``.
 
     ``spoil(opcode, lba, completion)`` may return another 16-byte completion, or b"" for none;
-    ``drop_write(lba)`` says whether to acknowledge a write without doing it.
+    ``drop_write(lba)`` says whether to acknowledge a write without doing it. ``interrupt()`` is
+    called after each completion.
     """
 
-    def __init__(self, entries: int = 8, blocks: int = 256) -> None:
+    def __init__(self, entries: int = 8, blocks: int = 256, irq: int = -1) -> None:
         self.arena = Arena(8 << 20)
         self.disk = bytearray(blocks * LBA)
         self.entries = entries
         self.sq = self.arena.allocate(entries * 64)
         self.cq = self.arena.allocate(entries * 16)
         self.page = self.arena.allocate(PAGE)
-        self.completions = CompletionRing(1, entries, self.cq.address, -1, 0)
+        self.completions = CompletionRing(1, entries, self.cq.address, -1, 0, irq)
         self.ring = SubmissionRing(1, entries, self.sq.address, -1, 0, self.completions)
         self.ring.map(self.page.address)
         self.completions.map(self.page.address + 4)
         self.spoil: Callable[[int, int, bytes], bytes] = lambda opcode, lba, entry: entry
         self.drop_write: Callable[[int], bool] = lambda lba: False
+        self.interrupt: Callable[[], object] = lambda: None
         self._head = 0
         self._posted = 0
         self._over = threading.Event()
@@ -74,6 +76,7 @@ class FakeDevice:
             self.cq.view[at : at + 12] = entry[:12]
             self.cq.view[at + 12 : at + 16] = entry[12:]
             self._advance()
+            self.interrupt()
 
     @property
     def _phase(self) -> int:

@@ -1,5 +1,7 @@
 """The load loop against a toy device: counts, verification, and devices that lie."""
 
+import itertools
+import os
 import struct
 from typing import Any
 
@@ -51,6 +53,33 @@ def test_queue_serves_commands_after_a_load(device: FakeDevice) -> None:
     for _ in range(5):
         assert run(device, 0, None, 37).clean
     assert device.ring.room == device.entries - 1
+
+
+def sleeping(device: FakeDevice, ios: int) -> LoadStats:
+    load = loop(device, 0, None, sleep=True, watchdog=0.2)
+    return LoadStats.of(load.run(limit=ios, stall=5), 1024)
+
+
+def test_a_watchful_load_counts_interrupts_that_never_came() -> None:
+    """Of 40 completions the last ten aren't told of; with four under way that can't be hidden."""
+    vector = os.eventfd(0, os.EFD_NONBLOCK)
+    with FakeDevice(irq=vector) as device:
+        device.interrupt = lambda: os.eventfd_write(vector, 1)
+        assert sleeping(device, 100).clean
+        told = itertools.count(1)
+        device.interrupt = lambda: next(told) <= 30 and os.eventfd_write(vector, 1)
+        stats = sleeping(device, 40)
+    os.close(vector)
+    assert stats.ios == 40
+    assert stats.lost == 0
+    assert stats.missed >= 1
+    assert not stats.clean
+
+
+def test_a_watchdog_is_for_loads_that_sleep_at_once(device: FakeDevice) -> None:
+    for options in ({"watchdog": 1.0}, {"watchdog": 1.0, "sleep": True, "spin": 0.1}):
+        with pytest.raises(ValueError, match="sleep on interrupts"):
+            loop(device, 0, None, **options)
 
 
 def test_lost_write_is_found(device: FakeDevice) -> None:

@@ -105,7 +105,6 @@ cdef void run(ThreadState *thread) noexcept nogil:
         resting = how_to_rest(&thread.pace, thread.now, thread.io_queue_count != 0,
                               thread.mapped_count != 0, &nap)
         if resting == REST_POLL:
-            thread.pace.rested_at = 0
             relax()
         else:
             rest(thread, nap if resting == REST_NAP and thread.active_count else 0)
@@ -175,7 +174,6 @@ cdef void rest(ThreadState *thread, uint64_t nap) noexcept nogil:
             or load32(&thread.mailbox.posted) != thread.mailbox.done):
         store32(&thread.sleeping, 0)
         return
-    thread.pace.rested_at = thread.now
     if thread.interrupts != NULL:
         due = next_interrupt_ns(thread)
         ns = min(ns, due) if ns else due

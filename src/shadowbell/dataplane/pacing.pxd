@@ -19,6 +19,11 @@
 # work, not to the one that found some: waking up takes longer than many gaps, and would make all of
 # them look long. So naps that were too long shorten themselves.
 #
+# A thread that polls beside a busy process uses up its share of the processor, and is then away for
+# milliseconds; one that mostly sleeps is let in at once. Polling looks are so close together that a
+# long time between two of them tells of that. For a while afterwards only gaps are polled through that
+# are shorter than going to sleep takes.
+#
 # With always (`--poll-max-us busy`) none of this is weighed: where there is an I/O queue, it is polled.
 
 from libc.stdint cimport uint64_t
@@ -37,6 +42,9 @@ cdef enum:
     # A mapped doorbell can't wake anybody: the thread looks again after an eighth of the time that
     # nothing came, and never later than this.
     MAPPED_LONGEST_NS = 8000000
+    AWAY_NS = 500000           # between two looks: somebody else had the processor,
+    CONTENDED_NS = 100000000   # and will want it for so long
+    CONTENDED_WINDOW_NS = 10000
 
 cdef enum Rest:
     REST_POLL                  # look again at once
@@ -52,6 +60,8 @@ cdef struct Pace:
     uint64_t overshoot         # of naps, averaged
     uint64_t last_work
     uint64_t rested_at         # the last look before a nap or sleep; 0: a later one ended it
+    uint64_t looked_at         # the last look, if we poll since; else 0
+    uint64_t contended_until   # others want the processor until then
     uint64_t ns_factor         # ns = ticks * ns_factor >> 20
     uint64_t tick_factor       # ticks = ns * tick_factor >> 20
 
@@ -70,7 +80,7 @@ cdef inline void begin_pace(Pace *pace, uint64_t poll_max_ns, uint64_t ns_factor
     pace.gap = in_ticks(pace, 2 * NAP_GAP_NS)
     pace.spread = pace.gap >> 1
     pace.overshoot = in_ticks(pace, WORTH_NS)
-    pace.last_work = pace.rested_at = 0
+    pace.last_work = pace.rested_at = pace.looked_at = pace.contended_until = 0
 
 
 cdef inline void learn(uint64_t *average, uint64_t value) noexcept nogil:
@@ -78,10 +88,20 @@ cdef inline void learn(uint64_t *average, uint64_t value) noexcept nogil:
     average[0] += (value >> 3) - (average[0] >> 3)
 
 
+cdef inline bint was_away(Pace *pace, uint64_t now) noexcept nogil:
+    """Was the processor somebody else's between two looks?"""
+    if pace.looked_at and now - pace.looked_at > in_ticks(pace, AWAY_NS):
+        pace.contended_until = now + in_ticks(pace, CONTENDED_NS)
+        return True
+    return False
+
+
 cdef inline void worked(Pace *pace, uint64_t now) noexcept nogil:
     """This round found work: a gap has ended."""
     cdef uint64_t gap = now - pace.last_work
-    if pace.rested_at:
+    if was_away(pace, now):
+        gap = pace.looked_at - pace.last_work
+    elif pace.rested_at:
         if now - pace.rested_at > in_ticks(pace, LONG_SLEEP_NS):
             gap = min(gap, in_ticks(pace, 8 * NAP_GAP_NS))
         else:
@@ -90,7 +110,7 @@ cdef inline void worked(Pace *pace, uint64_t now) noexcept nogil:
     learn(&pace.gap, gap)
     pace.overshoot -= pace.overshoot >> 8  # one bad moment must not end napping for good
     pace.last_work = now
-    pace.rested_at = 0
+    pace.rested_at = pace.looked_at = 0
 
 
 cdef inline void napped(Pace *pace, uint64_t asked, uint64_t took) noexcept nogil:
@@ -110,21 +130,34 @@ cdef inline uint64_t idle_queue_span(const Pace *pace) noexcept nogil:
     return max(idle_span(pace), in_ticks(pace, IDLE_QUEUE_NS))
 
 
-cdef inline int how_to_rest(const Pace *pace, uint64_t now, bint queues, bint mapped,
+cdef inline int how_to_rest(Pace *pace, uint64_t now, bint queues, bint mapped,
                             uint64_t *nap) noexcept nogil:
     """What to do after a look that found nothing; ``nap`` is in ticks.
 
     queues: there are I/O queues. mapped: a polled queue has a mapped doorbell.
     """
+    cdef int rest
+    was_away(pace, now)
+    rest = REST_POLL if pace.always and queues else weigh(pace, now, mapped, nap)
+    pace.looked_at = now if rest == REST_POLL else 0
+    if rest == REST_POLL:
+        pace.rested_at = 0
+    else:
+        pace.rested_at = now
+    return rest
+
+
+cdef inline int weigh(const Pace *pace, uint64_t now, bint mapped, uint64_t *nap) noexcept nogil:
     cdef uint64_t idle = now - pace.last_work
     cdef uint64_t margin = 2 * pace.spread + in_ticks(pace, MARGIN_NS)
+    cdef uint64_t window = pace.poll_max
     cdef uint64_t early = 0, late = 0
-    if pace.always and queues:
-        return REST_POLL
-    if pace.poll_max and pace.gap < in_ticks(pace, NAP_GAP_NS):
-        if pace.gap < pace.poll_max:
-            late = pace.poll_max
-        elif 2 * margin <= pace.poll_max:
+    if now < pace.contended_until:
+        window = min(window, in_ticks(pace, CONTENDED_WINDOW_NS))
+    if window and pace.gap < in_ticks(pace, NAP_GAP_NS):
+        if pace.gap < window:
+            late = window
+        elif 2 * margin <= window:
             late = pace.gap + margin
         if late and pace.gap > margin + pace.overshoot:
             early = pace.gap - margin - pace.overshoot
@@ -139,7 +172,7 @@ cdef inline int how_to_rest(const Pace *pace, uint64_t now, bint queues, bint ma
             return REST_NAP
     if not mapped:
         return REST_SLEEP
-    if idle < pace.poll_max:
+    if idle < window:
         return REST_POLL
     nap[0] = min(max(idle >> 3, in_ticks(pace, NAP_LONGEST_NS)), in_ticks(pace, MAPPED_LONGEST_NS))
     return REST_NAP

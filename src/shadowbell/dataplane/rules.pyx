@@ -154,7 +154,6 @@ cdef class Pace:
     def rest(self, uint64_t now, bint mapped=False):
         cdef uint64_t nap = 0
         cdef int rest = pacing.how_to_rest(&self.pace, now, True, mapped, &nap)
-        self.pace.rested_at = 0 if rest == pacing.REST_POLL else now
         return ("poll", "nap", "sleep")[rest], nap
 
     def napped(self, uint64_t asked, uint64_t took):

@@ -15,13 +15,22 @@ MS = 1_000_000
 LOOK = 200  # ns of a look that finds nothing
 WAKE = 20 * US  # from a timer or a doorbell to the next look, and what it costs us
 WINDOW = 256 * US
+SLICE = 4 * MS
 
 
 class Simulated:
-    """A thread that is given work after the gaps of a list, each from the end of the last work."""
+    """A thread that is given work after the gaps of a list, each from the end of the last work.
 
-    def __init__(self, gaps: Iterable[int], window: int, settle: int = 200) -> None:
+    ``contended``: another process always wants the processor: after ``SLICE`` of ours in a row
+    it has it for as long.
+    """
+
+    def __init__(
+        self, gaps: Iterable[int], window: int, *, settle: int = 200, contended: bool = False
+    ) -> None:
         self.pace = Pace(window)
+        self.contended = contended
+        self.slice = 0
         self.now = self.cpu = self.late = self.rings = self.naps = 0
         self.time = self.work = 0
         for number, gap in enumerate(gaps):
@@ -37,12 +46,17 @@ class Simulated:
         while True:
             self.now += LOOK
             self.cpu += LOOK
+            self.slice += LOOK
+            if self.contended and self.slice > SLICE:
+                self.now += SLICE
+                self.slice = 0
             if self.now >= due:
                 break
             what, nap = self.pace.rest(self.now)
             if what == "poll":
                 continue
             self.cpu += WAKE
+            self.slice = 0
             if what == "nap":
                 self.naps += 1
                 self.pace.napped(nap, nap + WAKE)
@@ -95,6 +109,23 @@ def test_long_gaps_are_slept_through() -> None:
 def test_without_a_window_nothing_is_polled() -> None:
     thread = Simulated(itertools.repeat(10 * US, 1000), 0)
     assert thread.rings == thread.work
+
+
+@pytest.mark.parametrize("gap", [50 * US, 100 * US])
+def test_beside_a_busy_process_it_keeps_off_the_processor(gap: int) -> None:
+    """Who polls loses the processor for milliseconds; who sleeps gets it back at once."""
+    chance = random.Random(3)
+    gaps = [int(gap * chance.uniform(0.5, 1.5)) for _ in range(8000)]
+    thread = Simulated(gaps, WINDOW, contended=True)
+    assert thread.late / thread.work < 100 * US
+    polling = Simulated(gaps, WINDOW)
+    assert polling.late < thread.late / 2  # alone, it polls
+
+
+def test_short_gaps_are_polled_through_even_beside_a_busy_process() -> None:
+    """Going to sleep would take longer than they do."""
+    thread = Simulated(itertools.repeat(2 * US, 20000), WINDOW, contended=True)
+    assert thread.rings + thread.naps < 0.01 * thread.work
 
 
 def test_naps_come_back_after_a_moment_that_was_out_of_the_ordinary() -> None:

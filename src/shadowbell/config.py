@@ -5,7 +5,7 @@ made in Python is held to the same rules as one that was typed.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -19,20 +19,43 @@ MAX_IOTHREADS = 64
 MAX_NAMESPACES = 256  # of a controller: NN in Identify Controller
 MAX_POLL_US = 1_000_000
 MAX_SIZE = 2**63 - 1  # off_t
+MAX_TIMEOUT = 86400  # seconds
 MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path less its NUL
 
-KINDS = ("file", "memory", "null")
+IMAGE_KINDS = ("qcow2", "vmdk", "vhdx", "vpc", "vdi", "luks")
+"""Image formats of QEMU's, which serves them to us; by its names for them."""
+WEB_KINDS = ("http", "https")
+NBD_SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock")
+SIZED_KINDS = ("memory", "null")
+KINDS = ("file", *SIZED_KINDS, "nbd", *IMAGE_KINDS, *WEB_KINDS)
+SUFFIXES = {
+    ".qcow2": "qcow2", ".vmdk": "vmdk", ".vhdx": "vhdx", ".vhd": "vpc", ".vdi": "vdi",
+    ".luks": "luks",
+}  # fmt: skip
+"""What a name without a KIND says. Only the name: a guest can write any header into a raw disk."""
+EXAMPLES = {
+    "file": "a path: file:/path/to/disk.img",
+    "nbd": "a URI: nbd://host/export or nbd+unix:///export?socket=/path",
+    **{kind: f"a path: {kind}:/path/to/image" for kind in IMAGE_KINDS},
+    **{kind: f"an address: {kind}://host/disk.img" for kind in WEB_KINDS},
+}
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 
-Kind = Literal["file", "memory", "null"]
+Kind = Literal[
+    "file", "memory", "null",
+    "nbd", "qcow2", "vmdk", "vhdx", "vpc", "vdi", "luks", "http", "https",
+]  # fmt: skip
 Lba = Literal[512, 4096]
 PollMax = int | Literal["busy"]
 
 
 class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One namespace. `path` is for kind "file" (block devices too), `size` (bytes) for the others.
+    """One namespace. `size` (bytes) is for kinds "memory" and "null", `path` for the others.
 
-    Raises UserError when the fields contradict each other.
+    `path` is a URI for kinds "nbd", "http" and "https". `timeout`: seconds after which a command
+    fails when the server of such a disk, or of an image that isn't raw, is gone or silent; 0: it
+    waits. `key`: of kind "luks", the file that holds the passphrase. Raises UserError when the
+    fields contradict each other.
     """
 
     kind: Kind
@@ -40,19 +63,35 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     size: int | None = None
     lba: Lba = 512
     read_only: bool = False
+    timeout: float = 0
+    key: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UserError(f"unknown kind {self.kind!r}: use file, memory or null")
+            raise UserError(f"unknown kind {self.kind!r}: use {_listed(KINDS)}")
         if self.lba not in (512, 4096):
             raise UserError(f"lba {self.lba} isn't supported: use 512 or 4096")
-        if self.kind == "file":
+        if self.timeout and self.kind in ("file", *SIZED_KINDS):
+            raise UserError(f"a {self.kind} namespace has no timeout: leave it out")
+        if not 0 <= self.timeout <= MAX_TIMEOUT:
+            raise UserError(f"timeout {self.timeout} is out of range: give 0 to {MAX_TIMEOUT}")
+        if (self.key is None) == (self.kind == "luks"):
+            raise UserError(
+                "a luks namespace needs the file with its passphrase: luks:PATH,key=FILE"
+                if self.key is None
+                else f"a {self.kind} namespace has no key: leave it out"
+            )
+        if self.kind not in SIZED_KINDS:
             if not self.path:
-                raise UserError("a file namespace needs a path: file:/path/to/disk.img")
+                raise UserError(f"a {self.kind} namespace needs {EXAMPLES[self.kind]}")
             if "\0" in self.path:
                 raise UserError(f"{self.path!r} can't be a path: it contains a NUL character")
             if self.size is not None:
-                raise UserError(f"{self.path}: a file's size is its own: leave size out")
+                raise UserError(f"{self.path}: a {self.kind}'s size is its own: leave size out")
+            if self.kind == "nbd" and self.path.partition(":")[0] not in NBD_SCHEMES:
+                raise UserError(f"{self.path!r} is no NBD URI: write {EXAMPLES['nbd']}")
+            if self.kind in WEB_KINDS:
+                msgspec.structs.force_setattr(self, "read_only", True)  # nobody writes to the web
             return
         if self.path is not None:
             raise UserError(f"a {self.kind} namespace has no path: leave it out or use file")
@@ -169,7 +208,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             for namespace in controller.namespaces:
                 if namespace.path is None:
                     continue
-                image = os.path.realpath(namespace.path)
+                local = namespace.kind == "file" or namespace.kind in IMAGE_KINDS
+                image = os.path.realpath(namespace.path) if local else namespace.path
                 if image in images and not (images[image] and namespace.read_only):
                     raise UserError(
                         f"{namespace.path} is served twice: serve it once, or only read-only"
@@ -209,17 +249,23 @@ def parse_size(text: str) -> int:
 
 
 def parse_namespace(spec: str) -> NamespaceConfig:
-    """Read `[KIND:]PATH|SIZE[,lba=512|4096][,ro]`; a comma within a path is written `,,`.
+    """Read `[KIND:]PATH|SIZE[,lba=512|4096][,ro][,timeout=S][,key=FILE]` or a URI.
 
-    Without KIND the text is the path of an image or a block device. Raises UserError.
+    A comma within a path is written `,,`. Without KIND the text is the path of an image, whose
+    format its name tells (SUFFIXES; else it is raw), or of a block device. Raises UserError.
     """
     head, *options = (part.replace("\0", ",") for part in _split(spec))
     kind, colon, target = head.partition(":")
     if not colon or "/" in kind:
-        kind, target = "file", head
+        kind, target = SUFFIXES.get(os.path.splitext(head)[1].lower(), "file"), head
+    elif kind in NBD_SCHEMES and target.startswith("//"):
+        kind, target = "nbd", head
+    elif kind in WEB_KINDS:
+        target = head
     elif kind not in KINDS:
+        kinds = " ".join(f"{each}:" for each in KINDS)
         raise UserError(
-            f"unknown kind {kind!r} in {spec!r}: use file:, memory: or null: "
+            f"unknown kind {kind!r} in {spec!r}: use one of {kinds} "
             "(a path that contains a colon is written file:PATH)"
         )
     fields: dict[str, Any] = {}
@@ -233,21 +279,30 @@ def parse_namespace(spec: str) -> NamespaceConfig:
             raise UserError(f"bad lba {value!r} in {spec!r}: use lba=512 or lba=4096")
         elif key == "ro" and not equals:
             fields[key] = True
+        elif key == "timeout":
+            try:
+                fields[key] = float(value)
+            except ValueError:
+                raise UserError(f"bad timeout {value!r} in {spec!r}: give seconds") from None
+        elif key == "key" and value:
+            fields[key] = value
         else:
             raise UserError(
-                f"unknown option {option!r} in {spec!r}: use lba=512, lba=4096 or ro "
-                "(a comma within a path is written twice)"
+                f"unknown option {option!r} in {spec!r}: use lba=512, lba=4096, ro, "
+                "timeout=SECONDS or key=FILE (a comma within a path is written twice)"
             )
+    sized = kind in SIZED_KINDS
     if not target:
-        missing = "path" if kind == "file" else "size"
-        example = "file:/path/to/disk.img" if kind == "file" else f"{kind}:1G"
-        raise UserError(f"{spec!r} lacks its {missing}: write {example}")
+        missing = f"its size: write {kind}:1G" if sized else EXAMPLES[kind]
+        raise UserError(f"{spec!r} lacks {missing}")
     return NamespaceConfig(
         kind=cast(Kind, kind),
-        path=target if kind == "file" else None,
-        size=None if kind == "file" else parse_size(target),
+        path=None if sized else target,
+        size=parse_size(target) if sized else None,
         lba=cast(Lba, fields.get("lba", 512)),
         read_only="ro" in fields,
+        timeout=fields.get("timeout", 0),
+        key=fields.get("key"),
     )
 
 
@@ -310,9 +365,11 @@ def _namespace(entry: object, where: str, folder: Path) -> NamespaceConfig:
             raise UserError("is neither text nor a table: write it as 'file:/path' or a table")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    if namespace.path is None:
+    if namespace.path is None or namespace.kind == "nbd" or namespace.kind in WEB_KINDS:
         return namespace
-    return msgspec.structs.replace(namespace, path=_from_folder(namespace.path, folder))
+    key = None if namespace.key is None else _from_folder(namespace.key, folder)
+    path = _from_folder(namespace.path, folder)
+    return msgspec.structs.replace(namespace, path=path, key=key)
 
 
 def _convert(table: Mapping[str, object], kind: type[T], where: str) -> T:
@@ -369,6 +426,10 @@ def _check_cpus(cpus: tuple[int, ...], iothreads: int) -> None:
 def _check_ascii(name: str, value: str, limit: int) -> None:
     if not 0 < len(value) <= limit or not value.isascii() or not value.isprintable():
         raise UserError(f"bad {name} {value!r}: give 1 to {limit} printable ASCII characters")
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _one_line(error: Exception) -> str:

@@ -119,3 +119,4 @@ cdef class Backend:
     cdef readonly str kind
     cdef readonly bint read_only
     cdef readonly bint supports_discard
+    cdef readonly bint discard_zeroes  # what was discarded reads as zeros

@@ -2,6 +2,7 @@ class Backend:
     kind: str
     read_only: bool
     supports_discard: bool
+    discard_zeroes: bool
     @property
     def size(self) -> int: ...
     def measure(self) -> int: ...

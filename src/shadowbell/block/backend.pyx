@@ -18,6 +18,7 @@ cdef class Backend:
     def __cinit__(self):
         self.state.fd = -1
         self.state.memory_align = self.state.length_align = 1
+        self.discard_zeroes = True
         count_live(b"backends", 1)
 
     def __dealloc__(self):

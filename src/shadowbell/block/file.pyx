@@ -7,7 +7,6 @@ zero range. What the file system can't do is done another way, and remembered.
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENOSYS, EOPNOTSUPP
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, mmap
 
 import os
@@ -31,6 +30,7 @@ from shadowbell.block.backend cimport (
     bounce_give,
     bounce_take,
 )
+from shadowbell.block.pieces cimport gather, scatter
 from shadowbell.dataplane.includes.uring cimport (
     IORING_FSYNC_DATASYNC,
     io_uring_get_sqe,
@@ -286,19 +286,3 @@ cdef void skip(BlockRequest *request, uint64_t count) noexcept nogil:
     if count:
         request.iov.iov_base = <uint8_t *> request.iov.iov_base + count
         request.iov.iov_len -= count
-
-
-cdef void gather(BlockRequest *request) noexcept nogil:
-    cdef uint8_t *to = <uint8_t *> request.bounce
-    cdef uint32_t i
-    for i in range(request.niov):
-        memcpy(to, request.iov[i].iov_base, request.iov[i].iov_len)
-        to += request.iov[i].iov_len
-
-
-cdef void scatter(BlockRequest *request) noexcept nogil:
-    cdef uint8_t *source = <uint8_t *> request.bounce
-    cdef uint32_t i
-    for i in range(request.niov):
-        memcpy(request.iov[i].iov_base, source, request.iov[i].iov_len)
-        source += request.iov[i].iov_len

@@ -10,7 +10,9 @@ from pathlib import Path
 from shadowbell.block.backend import Backend
 from shadowbell.block.file import FileBackend, direct_alignment
 from shadowbell.block.memory import MemoryBackend
+from shadowbell.block.nbd_opening import open_nbd
 from shadowbell.block.null import NullBackend
+from shadowbell.config import SIZED_KINDS
 from shadowbell.errors import UserError
 
 F_OFD_SETLK = 37  # Linux; in the fcntl module from Python 3.14 on
@@ -18,18 +20,29 @@ BLKGETSIZE64 = 0x80081272
 
 
 def open_backend(
-    kind: str, *, path: str | None, size: int | None, lba: int, read_only: bool
+    kind: str,
+    *,
+    path: str | None,
+    size: int | None,
+    lba: int,
+    read_only: bool,
+    timeout: float = 0,
+    key: str | None = None,
 ) -> Backend:
-    """Open a back end of ``kind`` ``file``, ``memory`` or ``null``.
+    """Open a back end of one of the kinds that ``NamespaceConfig`` has; the fields are as there.
 
-    ``size`` is in bytes and belongs to ``memory`` and ``null``; ``path`` to ``file``, which may be
-    a block device. ``lba`` is the logical block size in bytes. A file is locked: against writers,
-    and for a writer against everybody else. Raises ``UserError``.
+    ``size`` is in bytes and belongs to ``memory`` and ``null``; ``path`` to the others. ``lba`` is
+    the logical block size in bytes. A file is locked: against writers, and for a writer against
+    everybody else. Raises ``UserError``.
     """
-    if kind == "file":
+    if kind not in SIZED_KINDS:
         if path is None:
-            raise UserError("a file namespace needs a path: file:/path/to/disk.img")
-        return _open_file(path, lba, read_only)
+            raise UserError(f"a {kind} namespace needs a path: {kind}:...")
+        if kind == "file":
+            return _open_file(path, lba, read_only)
+        if kind == "nbd":
+            return open_nbd(path, lba=lba, read_only=read_only, timeout=timeout)
+        return _open_image(kind, path, lba, read_only, timeout, key)
     if size is None:
         raise UserError(f"a {kind} namespace needs a size, for example {kind}:1G")
     _check_size(f"{kind} namespace", size, lba)
@@ -38,6 +51,21 @@ def open_backend(
         return made(size, read_only=read_only)
     except (OSError, OverflowError) as error:
         raise UserError(f"can't reserve {size} bytes of memory for a disk: {error}") from error
+
+
+def _open_image(
+    kind: str, path: str, lba: int, read_only: bool, timeout: float, key: str | None
+) -> Backend:
+    from shadowbell.block.images import serve_image
+
+    server = serve_image(kind, path, read_only=read_only, key=key)
+    try:
+        return open_nbd(
+            server.uri, lba=lba, read_only=read_only, timeout=timeout, name=path, server=server
+        )
+    except BaseException:
+        server.close()
+        raise
 
 
 def _open_file(path: str, lba: int, read_only: bool) -> Backend:

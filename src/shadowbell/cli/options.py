@@ -21,6 +21,9 @@ EPILOG = """\
 namespaces:
   disk.img, /dev/vdb             an image file or a block device, LBAs of 512 bytes
   file:/path,lba=4096,ro         the same with its options (a comma in a path: ,,)
+  disk.qcow2, vmdk:/path         an image that QEMU reads (vhdx, vdi, vpc, luks:/path,key=FILE)
+  nbd://host/export,timeout=60   a disk behind an NBD server
+  https://host/disk.img          a raw disk on the web, read-only
   memory:1G,lba=4096             memory of this process, lost when it ends
   null:1T                        moves no data: for measuring
 

@@ -93,7 +93,7 @@ class Namespace:
         data.nsfeat = Nsfeat.OPTIMAL_PERFORMANCE
         granularity = max(_PREFERRED_GRANULARITY // self.lba, 1) - 1
         data.npwg = data.npwa = data.npdg = data.npda = data.nows = granularity
-        if self.backend.supports_discard:
+        if self.backend.supports_discard and self.backend.discard_zeroes:
             data.dlfeat = Dlfeat.READS_ZEROES | Dlfeat.WRITE_ZEROES_DEALLOCATES
         data.nsattr = self._attributes()
         data.nguid = self.nguid

@@ -162,6 +162,8 @@ class Disks:
             size=config.size,
             lba=config.lba,
             read_only=config.read_only,
+            timeout=config.timeout,
+            key=config.key,
         )
         names = self._served.setdefault(nsid, [])
         name = _name(config)

@@ -123,24 +123,29 @@ def disk(request: pytest.FixtureRequest, where: tuple[str, str | None]) -> Itera
 offsets = st.one_of(st.just(0), st.integers(0, 1023).map(lambda n: 4 * n))
 
 
+Steps = list[tuple[str, int, int, int, int]]
+sequences = st.lists(
+    st.tuples(
+        st.sampled_from(["write", "read", "zero", "discard", "compare", "verify", "flush"]),
+        st.integers(0, SIZE - 1),
+        st.one_of(st.integers(1, 8), st.integers(1, 256)),
+        offsets,
+        st.sampled_from([0, FUA, DEAC, FUA | DEAC]),
+    ),
+    min_size=5,
+    max_size=25,
+)
+
+
 @settings(
     max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(
-    steps=st.lists(
-        st.tuples(
-            st.sampled_from(["write", "read", "zero", "discard", "compare", "verify", "flush"]),
-            st.integers(0, SIZE - 1),
-            st.one_of(st.integers(1, 8), st.integers(1, 256)),
-            offsets,
-            st.sampled_from([0, FUA, DEAC, FUA | DEAC]),
-        ),
-        min_size=5,
-        max_size=25,
-    ),
-    seed=st.integers(0, 1 << 30),
-)
-def test_any_sequence(disk: Disk, steps: list[tuple[str, int, int, int, int]], seed: int) -> None:
+@given(steps=sequences, seed=st.integers(0, 1 << 30))
+def test_any_sequence(disk: Disk, steps: Steps, seed: int) -> None:
+    take_steps(disk, steps, seed)
+
+
+def take_steps(disk: Disk, steps: Steps, seed: int) -> None:
     draw = random.Random(seed)
     for what, where, length, offset, bits in steps:
         total = SIZE // disk.lba

@@ -21,6 +21,21 @@ paths = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
         ("a,,b.img,ro", NamespaceConfig(kind="file", path="a,b.img", read_only=True)),
         ("file:a:b", NamespaceConfig(kind="file", path="a:b")),
         ("./a:b", NamespaceConfig(kind="file", path="./a:b")),
+        ("a/disk.QCOW2,ro", NamespaceConfig(kind="qcow2", path="a/disk.QCOW2", read_only=True)),
+        ("disk.vhd", NamespaceConfig(kind="vpc", path="disk.vhd")),
+        ("file:disk.qcow2", NamespaceConfig(kind="file", path="disk.qcow2")),
+        ("vmdk:disk.img", NamespaceConfig(kind="vmdk", path="disk.img")),
+        ("luks:/a,key=/k", NamespaceConfig(kind="luks", path="/a", key="/k")),
+        ("nbd://host:1/a,,b", NamespaceConfig(kind="nbd", path="nbd://host:1/a,b")),
+        ("nbd:nbds://u@host/", NamespaceConfig(kind="nbd", path="nbds://u@host/")),
+        (
+            "nbd+unix:///e?socket=/s,timeout=2.5,lba=4096",
+            NamespaceConfig(kind="nbd", path="nbd+unix:///e?socket=/s", timeout=2.5, lba=4096),
+        ),
+        (
+            "https://host/disk.img",
+            NamespaceConfig(kind="https", path="https://host/disk.img", read_only=True),
+        ),
         (
             "/dev/disk/by-path/pci-0000:00:1f.2",
             NamespaceConfig(kind="file", path="/dev/disk/by-path/pci-0000:00:1f.2"),
@@ -34,13 +49,13 @@ def test_specifications(spec: str, namespace: NamespaceConfig) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("", "lacks its path"),
-        ("file:", "lacks its path"),
+        ("", "lacks a path"),
+        ("file:", "lacks a path"),
         ("memory:", "memory:1G"),
         ("memory:12Q", "bad size '12Q'"),
         ("memory:1000", "multiple of 512"),
         ("memory:1536,lba=4096", "multiple of 4096"),
-        ("mem:1G", "use file:, memory: or null:"),
+        ("mem:1G", "use one of file: memory: null: nbd: "),
         ("disk.img,lba=520", "lba=512 or lba=4096"),
         ("disk.img,lba=", "lba=512 or lba=4096"),
         ("disk.img,lba=512,lba=512", "twice"),
@@ -48,6 +63,13 @@ def test_specifications(spec: str, namespace: NamespaceConfig) -> None:
         ("disk.img,ro=on", "unknown option 'ro=on'"),
         ("disk.img,", "unknown option ''"),
         ("disk\0.img", "NUL"),
+        ("nbd:", "lacks a URI"),
+        ("nbd:/run/disk.sock", "no NBD URI"),
+        ("disk.img,timeout=5", "no timeout"),
+        ("nbd://host/,timeout=soon", "bad timeout 'soon'"),
+        ("nbd://host/,timeout=nan", "out of range"),
+        ("luks:/a", "key=FILE"),
+        ("qcow2:/a,key=/k", "no key"),
     ],
 )
 def test_mistakes(spec: str, words: str) -> None:

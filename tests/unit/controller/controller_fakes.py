@@ -22,6 +22,7 @@ class FakeBackend:
     def __init__(self, size: int = 1 << 20, *, supports_discard: bool = True) -> None:
         self.size = size
         self.supports_discard = supports_discard
+        self.discard_zeroes = True
         self.flushes = 0
         self.gate = threading.Event()
         self.gate.set()

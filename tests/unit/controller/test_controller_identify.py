@@ -56,6 +56,12 @@ def test_without_discard_deallocated_blocks_promise_nothing() -> None:
     assert namespace.identify().dlfeat == 0
 
 
+def test_a_discard_that_may_leave_anything_promises_nothing() -> None:
+    backend = FakeBackend()
+    backend.discard_zeroes = False
+    assert Namespace(1, backend, serial="S").identify().dlfeat == 0
+
+
 @pytest.mark.parametrize(
     "cns",
     [Cns.NAMESPACE, Cns.IO_COMMAND_SET_NAMESPACE, Cns.IO_COMMAND_SET_INDEPENDENT_NAMESPACE],

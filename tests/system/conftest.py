@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,9 @@ from serving import SOCKET, Attach, Serve
 
 from shadowbell.driver import Doorbells, Host
 from shadowbell.guest import Served
+
+# The NBD servers of the back ends' tests are used here as well.
+sys.path.insert(0, str(Path(__file__).parent.parent / "unit" / "block"))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A disk behind an NBD server: what the control plane does with it.
 
-The commands are nbd_connection.pyx's; the connector (nbd_connector.py) makes the connections.
+The commands are nbd_thread.pyx's; the connector (nbd_connector.py) makes the connections.
 """
 
 from libc.errno cimport EINVAL, errno
@@ -42,9 +42,8 @@ from shadowbell.block.includes.libnbd cimport (
     nbd_set_request_structured_replies,
     nbd_set_uri_allow_local_file,
 )
-from shadowbell.block.nbd_connection cimport (
-    Connection,
-    Disk,
+from shadowbell.block.nbd_connection cimport Connection, Disk
+from shadowbell.block.nbd_thread cimport (
     flush_from_outside,
     hand_over,
     nbd_advance,

@@ -11,8 +11,15 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from shadowbell.block.backend cimport BlockContext, BlockRequest, BlockState, Note, Source
+from shadowbell.block.backend cimport BlockContext, BlockRequest, Note, Source
 from shadowbell.block.includes.libnbd cimport nbd_handle
+
+cdef enum Stage:
+    MOVING                     # reading or writing the data
+    TRIMMING
+    ZEROING                    # the server writes zeros
+    WRITING_ZEROS              # we do, because it can't
+    SYNCING                    # a flush, of its own or behind a FUA that the server doesn't know
 
 cdef struct Queue:
     BlockRequest *first
@@ -55,10 +62,46 @@ cdef struct Disk:
     int control_fd             # signalled at its end
 
 
-cdef int nbd_submit(BlockContext *context, BlockRequest *request) noexcept nogil
-cdef int nbd_advance(BlockContext *context, BlockRequest *request, int res) noexcept nogil
-cdef int nbd_enter(BlockContext *context, BlockState *state) noexcept nogil
-cdef bint nbd_leave(BlockContext *context, BlockState *state) noexcept nogil
-cdef void nbd_urge(BlockContext *context, BlockState *state, bint urgent) noexcept nogil
-cdef void hand_over(Connection *connection, nbd_handle *handle) noexcept nogil
-cdef bint flush_from_outside(Disk *disk, BlockState *state) noexcept nogil
+cdef inline void push(Queue *queue, BlockRequest *request) noexcept nogil:
+    request.next = NULL
+    request.previous = queue.last
+    if queue.last != NULL:
+        queue.last.next = request
+    else:
+        queue.first = request
+    queue.last = request
+
+
+cdef inline void remove(Queue *queue, BlockRequest *request) noexcept nogil:
+    if request.previous != NULL:
+        request.previous.next = request.next
+    else:
+        queue.first = request.next
+    if request.next != NULL:
+        request.next.previous = request.previous
+    else:
+        queue.last = request.previous
+
+
+cdef inline BlockRequest *pop(Queue *queue) noexcept nogil:
+    cdef BlockRequest *request = queue.first
+    if request != NULL:
+        remove(queue, request)
+    return request
+
+
+cdef inline Queue take_all(Queue *queue) noexcept nogil:
+    cdef Queue taken = queue[0]
+    queue.first = queue.last = NULL
+    return taken
+
+
+cdef void send(Connection *c, BlockRequest *request) noexcept nogil
+cdef void settle_later(Connection *c) noexcept nogil
+cdef void take_sweep(BlockContext *context, Note *note) noexcept nogil
+cdef void socket_ready(BlockContext *context, Source *source, uint32_t events) noexcept nogil
+cdef void settle(Connection *c) noexcept nogil
+cdef void watch_socket(Connection *c) noexcept nogil
+cdef void finish(Connection *c, BlockRequest *request, int result) noexcept nogil
+cdef void lose(Connection *c) noexcept nogil
+cdef void fail_waiting(Connection *c) noexcept nogil

@@ -337,10 +337,8 @@ def test_timeout(start: Start, tmp_path: Path, how: str) -> None:
             submit_reads(disk, 16)
             assert {c.status for c in disk.queue.drain(16)} == {Status.NAMESPACE_NOT_READY}
             assert time.monotonic() - began >= 0.3
-            if how == "killed":
-                server.start()
-            else:
-                server.signal(signal.SIGCONT)
+            server.kill()
+            server.start()
             wait_until(lambda: disk.move(READ, 0, 8) == 0, 20)
             assert disk.read(0, 8) == disk.expected(0, 8)
 

@@ -171,13 +171,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     with "busy" an I/O thread polls for as long as it has an I/O queue.
 
     `iothread_cpus`: the processor that each IOThread runs on; None leaves it to the kernel.
-    Raises UserError when a field is out of range or two controllers are in each other's way.
+
+    `sqpoll`: a kernel thread submits to files, on a processor of its own. `iopoll`: completions of
+    files are fetched from their devices, not told by interrupts. Raises UserError when a field is
+    out of range or two controllers are in each other's way.
     """
 
     controllers: tuple[ControllerConfig, ...] = msgspec.field(name="controller")
     iothreads: int = 1
     iothread_cpus: tuple[int, ...] | None = None
     poll_max_us: PollMax = 256
+    sqpoll: bool = False
+    iopoll: bool = False
 
     def __post_init__(self) -> None:
         if not self.controllers:

@@ -25,6 +25,7 @@ cdef enum:
     BOUNCE_SIZE = 1048576
     BOUNCE_COUNT = 16
     MAX_CONTEXTS = 64  # IOThreads of a process; config.py has the same limit
+    MAX_FILES = 1024   # registered in a ring
 
 ctypedef int (*submit_function)(BlockContext *, BlockRequest *) noexcept nogil
 ctypedef int (*advance_function)(BlockContext *, BlockRequest *, int) noexcept nogil
@@ -49,6 +50,7 @@ cdef struct BlockRequest:
     uint64_t offset        # bytes
     uint64_t length        # bytes
     uint64_t done          # bytes moved by earlier parts of this request
+    uint64_t generation    # a flush's: flushing.pxd
     void *bounce           # a buffer of the context's, where alignment forces one
     iovec single           # the iovec of a bounced or zero-filled part
     uint32_t niov
@@ -72,9 +74,16 @@ cdef struct Source:
     uint64_t due           # ns of CLOCK_MONOTONIC, 0: no timer
     Source *next_timed
 
-# Per IOThread: the ring that its back ends submit to, its bounce buffers, what its back ends wait for.
+# Per IOThread: the rings that its back ends submit to, bounce buffers, what its back ends wait for.
 cdef struct BlockContext:
-    io_uring ring
+    io_uring ring          # the one to sleep in
+    io_uring polled        # --iopoll: completions are fetched from the device, nothing wakes us
+    io_uring wide          # NVMe commands: entries twice as large, opened when first needed
+    bint has_polled
+    bint has_wide
+    uint32_t polling       # requests in the polled ring
+    uint32_t commanding    # requests in the wide ring
+    uint8_t files[MAX_FILES]   # which slots hold a registered file
     uint8_t *bounce_area
     void *bounce_free[BOUNCE_COUNT]
     uint32_t bounce_left
@@ -91,10 +100,19 @@ cdef struct BlockState:
     uint64_t size
     uint8_t *memory        # memory: the whole disk
     int fd                 # file: the image
+    int file_slot          # file: its place in the rings' tables of registered files, or -1
+    bint polled            # file: reads and writes go to the polled ring
     uint32_t memory_align  # file: what O_DIRECT asks of an address; 1 without
     uint32_t length_align  # and of the length of each piece
     bint can_punch         # file: cleared when the kernel says it can't
     bint can_zero
+    bint can_discard       # file: its device's discard, until that is refused
+    uint32_t nsid          # NVMe device: of its namespace
+    uint32_t lba_shift     # NVMe device: of its blocks
+    uint64_t max_transfer  # NVMe device: bytes of a command
+    uint64_t generation    # which writes are stable: flushing.pxd
+    uint64_t written
+    uint64_t flushed
     # A back end with state of its own in each IOThread; NULL for the others. All run on that thread.
     enter_function enter   # before the first request; 0 or -errno
     leave_function leave   # after the last; called again each round until it returns True

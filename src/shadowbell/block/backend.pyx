@@ -16,7 +16,9 @@ cdef class Backend:
     """
 
     def __cinit__(self):
-        self.state.fd = -1
+        self.state.fd = self.state.file_slot = -1
+        # What an earlier process wrote and didn't flush may still be volatile.
+        self.state.generation = self.state.written = 1
         self.state.memory_align = self.state.length_align = 1
         self.discard_zeroes = True
         count_live(b"backends", 1)

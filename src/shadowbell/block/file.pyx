@@ -1,8 +1,9 @@
 """Files and block devices, by io_uring.
 
 O_DIRECT where the file allows it, so that a completed write isn't in the host's page cache only and
-data moves once. Flush is fdatasync, FUA is RWF_DSYNC, deallocate punches a hole, write zeroes is a
-zero range. What the file system can't do is done another way, and remembered.
+data moves once. Flush is fdatasync, unless nothing is volatile; FUA is RWF_DSYNC. Deallocate punches
+a hole, write zeroes is a zero range; a device that has no such command gets discards. What the file
+system can't do is done another way, and remembered.
 """
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENOSYS, EOPNOTSUPP
@@ -30,13 +31,25 @@ from shadowbell.block.backend cimport (
     bounce_give,
     bounce_take,
 )
+from shadowbell.block.flushing cimport begin_flush, end_flush, mark_written
 from shadowbell.block.pieces cimport gather, scatter
+from shadowbell.block.rings cimport (
+    enter_file,
+    give_file_slot,
+    leave_file,
+    take_file_slot,
+    use_file,
+)
 from shadowbell.dataplane.includes.uring cimport (
     IORING_FSYNC_DATASYNC,
+    IORING_OP_URING_CMD,
     io_uring_get_sqe,
     io_uring_prep_fallocate,
     io_uring_prep_fsync,
+    io_uring_prep_read,
     io_uring_prep_readv2,
+    io_uring_prep_rw,
+    io_uring_prep_write,
     io_uring_prep_writev2,
     io_uring_sqe,
     io_uring_sqe_set_data64,
@@ -47,7 +60,19 @@ from shadowbell.dataplane.includes.uring cimport (
 cdef extern from *:
     """
     #include <fcntl.h>
+    #include <linux/magic.h>
+    #include <sys/ioctl.h>
     #include <sys/stat.h>
+    #include <sys/vfs.h>
+
+    /* linux/blkdev.h, Linux 6.12: BLKDISCARD that a ring can wait for. */
+    #define SB_RING_DISCARD _IO(0x12, 0)
+
+    static int sb_in_memory(int fd)
+    {
+        struct statfs st;
+        return fstatfs(fd, &st) == 0 && (st.f_type == TMPFS_MAGIC || st.f_type == RAMFS_MAGIC);
+    }
 
     /* What O_DIRECT asks of addresses and offsets; 0 when the kernel doesn't tell (before 6.1). */
     static void sb_direct_alignment(int fd, uint32_t *memory, uint32_t *offset)
@@ -64,7 +89,9 @@ cdef extern from *:
     }
     """
     void sb_direct_alignment(int fd, uint32_t *memory, uint32_t *offset)
+    bint sb_in_memory(int fd)
     enum:
+        RING_DISCARD "SB_RING_DISCARD"
         FALLOC_FL_KEEP_SIZE
         FALLOC_FL_PUNCH_HOLE
         FALLOC_FL_ZERO_RANGE
@@ -72,13 +99,14 @@ cdef extern from *:
 
 cdef enum Stage:
     MOVING     # reading or writing the data
+    DISCARDING # a block device's discard
     PUNCHING   # fallocate: punch hole
     RANGING    # fallocate: zero range
     ZEROING    # writing zeros from a buffer
     SYNCING    # the fdatasync behind a FUA that has no flag of its own
 
-# A read-only page range of zeros, shared by all.
-cdef void *zeros = mmap(NULL, BOUNCE_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+# Shared by all.
+zeros = mmap(NULL, BOUNCE_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
 if zeros == MAP_FAILED:
     raise MemoryError("no memory for the block of zeros")
 
@@ -90,14 +118,22 @@ def direct_alignment(int fd):
     return memory, offset
 
 
+def in_memory(int fd):
+    """Is the file on a file system that keeps its files in memory?"""
+    return bool(sb_in_memory(fd))
+
+
 cdef class FileBackend(Backend):
     """An open image: ``fd`` belongs to the back end from here on.
 
     ``memory_align`` and ``length_align`` are the alignments in bytes of addresses and of each
-    piece's length that O_DIRECT needs, 1 for buffered access.
+    piece's length that O_DIRECT needs, 1 for buffered access. ``discards``: a block device that
+    deallocates by discard only, which leaves the contents undefined. ``polled``: IOThreads fetch
+    completions from the device.
     """
 
-    def __init__(self, int fd, size, *, memory_align, length_align, read_only):
+    def __init__(self, int fd, size, *, memory_align, length_align, read_only, discards=False,
+                 polled=False):
         self.kind = "file"
         self.read_only = read_only
         self.supports_discard = True
@@ -105,10 +141,16 @@ cdef class FileBackend(Backend):
         self.state.size = size
         self.state.memory_align = memory_align
         self.state.length_align = length_align
-        self.state.can_punch = True
+        self.state.file_slot = take_file_slot()
+        self.state.can_discard = discards
+        self.discard_zeroes = not discards
+        self.state.polled = polled
+        self.state.can_punch = not discards
         self.state.can_zero = True
         self.state.submit = file_submit
         self.state.advance = file_advance
+        self.state.enter = enter_file
+        self.state.leave = leave_file
 
     def measure(self):
         return os.lseek(self.state.fd, 0, os.SEEK_END)
@@ -128,7 +170,8 @@ cdef class FileBackend(Backend):
         if not self.closed:
             self.closed = True
             os.close(self.state.fd)
-            self.state.fd = -1
+            give_file_slot(self.state.file_slot)
+            self.state.fd = self.state.file_slot = -1
 
 
 cdef int file_submit(BlockContext *context, BlockRequest *request) noexcept nogil:
@@ -144,9 +187,13 @@ cdef int file_submit(BlockContext *context, BlockRequest *request) noexcept nogi
                 gather(request)
     elif request.op == BLOCK_FLUSH:
         request.stage = SYNCING
+        request.generation = begin_flush(request.backend)
+        if request.generation == 0:
+            request.result = 0
+            return BLOCK_DONE
     elif request.op == BLOCK_DISCARD:
-        request.stage = PUNCHING
-        if not request.backend.can_punch:
+        request.stage = DISCARDING if request.backend.can_discard else PUNCHING
+        if not (request.backend.can_discard or request.backend.can_punch):
             request.result = 0  # a hint that nobody can take
             return BLOCK_DONE
     else:
@@ -186,6 +233,9 @@ cdef int file_advance(BlockContext *context, BlockRequest *request, int res) noe
         return sync_or_finish(context, request)
     if res != -EOPNOTSUPP and res != -EINVAL and res != -ENOSYS:
         return finish(context, request, res)
+    if request.stage == DISCARDING:
+        request.backend.can_discard = False
+        return finish(context, request, 0)
     if request.stage == PUNCHING:
         request.backend.can_punch = False
         if request.op == BLOCK_DISCARD:
@@ -206,39 +256,58 @@ cdef int first_way_to_zero(BlockRequest *request) noexcept nogil:
 
 
 cdef bint queue_part(BlockContext *context, BlockRequest *request) noexcept nogil:
-    cdef io_uring_sqe *sqe = io_uring_get_sqe(&context.ring)
+    """Put what is to be done next into the ring; False when that is full."""
+    cdef BlockState *backend = request.backend
+    cdef bint fua = request.flags & BLOCK_FUA
+    # A polled ring takes nothing but reads and writes; what FUA adds to one isn't polled for.
+    cdef bint polled = request.stage == MOVING and backend.polled and not fua and context.has_polled
+    cdef io_uring_sqe *sqe = io_uring_get_sqe(&context.polled if polled else &context.ring)
     cdef uint64_t offset = request.offset + request.done
     cdef uint64_t left = request.length - request.done
-    cdef int fd = request.backend.fd
-    cdef int flags = RWF_DSYNC if request.flags & BLOCK_FUA else 0
-    cdef iovec *iov = request.iov
-    cdef uint32_t niov = request.niov
     if sqe == NULL:
         return False
     if request.stage == MOVING:
         if request.bounce != NULL:
             request.single.iov_base = <uint8_t *> request.bounce + request.done
             request.single.iov_len = left
-            iov = &request.single
-            niov = 1
-        if request.op == BLOCK_READ:
-            io_uring_prep_readv2(sqe, fd, iov, niov, offset, 0)
+            move(sqe, request, &request.single, 1, offset)
         else:
-            io_uring_prep_writev2(sqe, fd, iov, niov, offset, flags)
+            move(sqe, request, request.iov, request.niov, offset)
+        if fua:
+            sqe.rw_flags = RWF_DSYNC
     elif request.stage == ZEROING:
-        request.single.iov_base = zeros
-        request.single.iov_len = min(left, <uint64_t> BOUNCE_SIZE)
-        io_uring_prep_writev2(sqe, fd, &request.single, 1, offset, 0)
+        io_uring_prep_write(sqe, 0, zeros, min(left, <uint64_t> BOUNCE_SIZE), offset)
     elif request.stage == PUNCHING:
         io_uring_prep_fallocate(
-            sqe, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, left)
+            sqe, 0, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, left)
     elif request.stage == RANGING:
         io_uring_prep_fallocate(
-            sqe, fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, left)
+            sqe, 0, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, left)
+    elif request.stage == DISCARDING:
+        io_uring_prep_rw(IORING_OP_URING_CMD, sqe, 0, <void *> offset, 0, 0)
+        sqe.cmd_op = RING_DISCARD
+        sqe.addr3 = left
     else:
-        io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC)
+        io_uring_prep_fsync(sqe, 0, IORING_FSYNC_DATASYNC)
+    use_file(context, backend, sqe)
     io_uring_sqe_set_data64(sqe, <uint64_t> request)
+    context.polling += polled
     return True
+
+
+cdef inline void move(io_uring_sqe *sqe, BlockRequest *request, iovec *iov, uint32_t niov,
+                      uint64_t offset) noexcept nogil:
+    """A transfer of one piece spares the kernel the copy of the iovec."""
+    cdef iovec one = iov[0]
+    if request.op == BLOCK_READ:
+        if niov == 1:
+            io_uring_prep_read(sqe, 0, one.iov_base, <unsigned> one.iov_len, offset)
+        else:
+            io_uring_prep_readv2(sqe, 0, iov, niov, offset, 0)
+    elif niov == 1:
+        io_uring_prep_write(sqe, 0, one.iov_base, <unsigned> one.iov_len, offset)
+    else:
+        io_uring_prep_writev2(sqe, 0, iov, niov, offset, 0)
 
 
 cdef int again(BlockContext *context, BlockRequest *request) noexcept nogil:
@@ -256,6 +325,11 @@ cdef int sync_or_finish(BlockContext *context, BlockRequest *request) noexcept n
 
 
 cdef int finish(BlockContext *context, BlockRequest *request, int result) noexcept nogil:
+    if request.op == BLOCK_FLUSH:
+        if result == 0:
+            end_flush(request.backend, request.generation)
+    elif request.op != BLOCK_READ and (result or not request.flags & BLOCK_FUA):
+        mark_written(request.backend)
     release(context, request)
     request.result = result
     return BLOCK_DONE

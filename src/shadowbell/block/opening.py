@@ -8,10 +8,14 @@ import struct
 from pathlib import Path
 
 from shadowbell.block.backend import Backend
-from shadowbell.block.file import FileBackend, direct_alignment
+from shadowbell.block.file import FileBackend, direct_alignment, in_memory
 from shadowbell.block.memory import MemoryBackend
 from shadowbell.block.nbd_opening import open_nbd
 from shadowbell.block.null import NullBackend
+from shadowbell.block.nvme_device import identify_device
+from shadowbell.block.passthrough import PassthroughBackend
+from shadowbell.block.rings import probe_polled
+from shadowbell.block.tmpfs import TmpfsBackend
 from shadowbell.config import SIZED_KINDS
 from shadowbell.errors import UserError
 
@@ -28,18 +32,20 @@ def open_backend(
     read_only: bool,
     timeout: float = 0,
     key: str | None = None,
+    polled: bool = False,
 ) -> Backend:
     """Open a back end of one of the kinds that ``NamespaceConfig`` has; the fields are as there.
 
     ``size`` is in bytes and belongs to ``memory`` and ``null``; ``path`` to the others. ``lba`` is
     the logical block size in bytes. A file is locked: against writers, and for a writer against
-    everybody else. Raises ``UserError``.
+    everybody else. ``polled``: the IOThreads have ``iopoll``, and a file must be one that can be
+    polled. Raises ``UserError``.
     """
     if kind not in SIZED_KINDS:
         if path is None:
             raise UserError(f"a {kind} namespace needs a path: {kind}:...")
         if kind == "file":
-            return _open_file(path, lba, read_only)
+            return _open_file(path, lba, read_only, polled)
         if kind == "nbd":
             return open_nbd(path, lba=lba, read_only=read_only, timeout=timeout)
         return _open_image(kind, path, lba, read_only, timeout, key)
@@ -68,21 +74,63 @@ def _open_image(
         raise
 
 
-def _open_file(path: str, lba: int, read_only: bool) -> Backend:
+def _open_file(path: str, lba: int, read_only: bool, polled: bool) -> Backend:
     access = os.O_RDONLY if read_only else os.O_RDWR
     fd = _open(path, access)
     try:
         mode = os.fstat(fd).st_mode
+        if stat.S_ISCHR(mode):
+            return _open_nvme_device(fd, path, lba, read_only, polled)
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise UserError(f"{path} is neither a file nor a block device")
         _lock(fd, path, shared=read_only)
         size = os.lseek(fd, 0, os.SEEK_END)
         _check_size(path, size, lba)
+        if not polled and in_memory(fd):
+            return TmpfsBackend(fd, size, read_only=read_only)
         memory, length = _go_direct(fd, lba)
-        return FileBackend(fd, size, memory_align=memory, length_align=length, read_only=read_only)
+        if polled:
+            _check_polled(fd, path, length)
+        return FileBackend(
+            fd,
+            size,
+            memory_align=memory,
+            length_align=length,
+            read_only=read_only,
+            discards=stat.S_ISBLK(mode) and not _has_write_zeroes(fd),
+            polled=polled,
+        )
     except BaseException:
         os.close(fd)
         raise
+
+
+def _open_nvme_device(fd: int, path: str, lba: int, read_only: bool, polled: bool) -> Backend:
+    try:
+        device = identify_device(fd)
+    except OSError as error:
+        raise UserError(f"{path} is neither a file nor a block device") from error
+    if device.metadata:
+        raise UserError(
+            f"{path} has {device.metadata} bytes of metadata a block: format it without"
+        )
+    if 1 << device.lba_shift > lba:
+        raise UserError(f"{path} has blocks of {1 << device.lba_shift} bytes: add lba=4096")
+    if polled:
+        raise UserError(f"{path} can't be polled: commands are passed to it; leave --iopoll out")
+    _lock(fd, path, shared=read_only)
+    _check_size(path, device.size, lba)
+    return PassthroughBackend(
+        fd,
+        device.size,
+        nsid=device.nsid,
+        lba_shift=device.lba_shift,
+        max_transfer=device.max_transfer,
+        zeroes=device.zeroes,
+        deallocates=device.deallocates,
+        reads_zeroes=device.reads_zeroes,
+        read_only=read_only,
+    )
 
 
 def _open(path: str, access: int) -> int:
@@ -126,6 +174,26 @@ def _lock(fd: int, path: str, *, shared: bool) -> None:
         ) from error
     except OSError as error:
         raise UserError(f"can't lock {path}: {error.strerror}") from error
+
+
+def _has_write_zeroes(fd: int) -> bool:
+    """Does a block device zero by a command of its own? Punching a hole in it is that command."""
+    device = os.fstat(fd).st_rdev
+    folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    for queue in (folder / "queue", folder / ".." / "queue"):  # a partition's is its disk's
+        with contextlib.suppress(OSError, ValueError):
+            return int((queue / "write_zeroes_max_bytes").read_text()) > 0
+    return False
+
+
+def _check_polled(fd: int, path: str, length: int) -> None:
+    if length == 1:
+        raise UserError(f"{path} can't be polled: it has no O_DIRECT; leave --iopoll out")
+    if error := probe_polled(fd, max(length, 4096)):
+        raise UserError(
+            f"{path} can't be polled ({os.strerror(error)}): its device has no polling queues "
+            "(for NVMe: nvme.poll_queues=1 on the kernel's command line); leave --iopoll out"
+        )
 
 
 def _go_direct(fd: int, lba: int) -> tuple[int, int]:

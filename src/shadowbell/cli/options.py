@@ -17,6 +17,7 @@ from shadowbell.config import (
 from shadowbell.errors import UserError
 
 NEXT_CONTROLLER = "--and"
+PROCESS = ("iothreads", "iothread_cpus", "poll_max_us", "sqpoll", "iopoll")
 EPILOG = """\
 namespaces:
   disk.img, /dev/vdb             an image file or a block device, LBAs of 512 bytes
@@ -68,6 +69,12 @@ def serving_parser(command: str, description: str) -> Parser:
         "poll while a guest has queues)",
     )
     process.add_argument(
+        "--sqpoll", action="store_true", help="a kernel thread submits to files: costs a processor"
+    )
+    process.add_argument(
+        "--iopoll", action="store_true", help="poll the devices of files instead of interrupts"
+    )
+    process.add_argument(
         "--config", metavar="FILE", help="read everything from a TOML file instead"
     )
     return parser
@@ -91,11 +98,7 @@ def server_config(
             option = NEXT_CONTROLLER if others else _option(next(iter(given)))
             raise UserError(f"--config says everything: move {option} into {path}")
         return load(path), mine
-    process = {
-        name: given.pop(name)
-        for name in ("iothreads", "iothread_cpus", "poll_max_us")
-        if name in given
-    }
+    process = {name: given.pop(name) for name in PROCESS if name in given}
     if "poll_max_us" in process:
         process["poll_max_us"] = parse_poll_max(process["poll_max_us"])
     controllers = [_controller(given, default_socket(), need_images)]

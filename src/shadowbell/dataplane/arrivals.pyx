@@ -9,6 +9,7 @@ from shadowbell.dataplane.commands cimport advance_command
 from shadowbell.dataplane.events cimport signal_fd
 from shadowbell.dataplane.includes.cpu cimport store32
 from shadowbell.dataplane.includes.uring cimport (
+    io_uring,
     io_uring_cq_advance,
     io_uring_cqe,
     io_uring_peek_batch_cqe,
@@ -28,6 +29,7 @@ from shadowbell.dataplane.ring cimport (
     TAG_KICK,
     TAG_MASK,
     TAG_REQUEST,
+    TAG_WIDE,
     await_channel,
     await_ioeventfd,
     await_kick,
@@ -38,9 +40,10 @@ cdef enum:
     READS = 8                  # of a client's socket in a round
 
 
-cdef void reap(ThreadState *thread) noexcept nogil:
+cdef unsigned reap(ThreadState *thread, io_uring *ring) noexcept nogil:
+    """Take what a ring has ready, up to a batch; returns how much it was."""
     cdef io_uring_cqe *cqes[REAP]
-    cdef unsigned count = io_uring_peek_batch_cqe(&thread.block.ring, cqes, REAP)
+    cdef unsigned count = io_uring_peek_batch_cqe(ring, cqes, REAP)
     cdef unsigned i
     cdef uint64_t data
     for i in range(count):
@@ -55,7 +58,10 @@ cdef void reap(ThreadState *thread) noexcept nogil:
             ioeventfd_ready(thread, <SubmissionQueue *> (data & ~(<uint64_t> TAG_MASK)))
         elif data & TAG_MASK == TAG_SOURCE:
             polled(&thread.block, <Source *> (data & ~(<uint64_t> TAG_MASK)), cqes[i].res)
-    io_uring_cq_advance(&thread.block.ring, count)
+        elif data & TAG_MASK == TAG_WIDE:
+            thread.wide_awaited = False
+    io_uring_cq_advance(ring, count)
+    return count
 
 
 cdef void ioeventfd_ready(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:

@@ -9,5 +9,6 @@ cdef class IOThread:
     cdef object lock
     cdef object started
     cdef object failure
+    cdef int rings             # RingOption
     cdef bint post(self, int kind, EngineState *engine, BlockState *backend=*,
                    CompletionQueue *cq=*, int patience_ms=*) except -1

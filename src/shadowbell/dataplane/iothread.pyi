@@ -4,7 +4,13 @@ class IOThread:
     index: int
     cpu: int | None
     def __init__(
-        self, index: int, *, poll_max_us: int | Literal["busy"] = 256, cpu: int | None = None
+        self,
+        index: int,
+        *,
+        poll_max_us: int | Literal["busy"] = 256,
+        cpu: int | None = None,
+        sqpoll: bool = False,
+        iopoll: bool = False,
     ) -> None: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...

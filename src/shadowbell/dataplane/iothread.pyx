@@ -30,17 +30,9 @@ from shadowbell.block.backend cimport (
     BlockContext,
     BlockState,
 )
+from shadowbell.block.rings cimport RING_IOPOLL, RING_SQPOLL, close_rings, open_rings
 from shadowbell.dataplane.commands cimport complete_command
 from shadowbell.dataplane.includes.cpu cimport clock_ns, load64, store32, store64, ticks
-from shadowbell.dataplane.includes.uring cimport (
-    IORING_SETUP_CQSIZE,
-    IORING_SETUP_DEFER_TASKRUN,
-    IORING_SETUP_SINGLE_ISSUER,
-    IORING_SETUP_TASKRUN_FLAG,
-    io_uring_params,
-    io_uring_queue_exit,
-    io_uring_queue_init_params,
-)
 from shadowbell.dataplane.kick cimport kick
 from shadowbell.dataplane.layout cimport (
     MAX_REQUESTS,
@@ -80,9 +72,6 @@ cdef extern from "<sys/prctl.h>":
         PR_SET_TIMERSLACK
     int prctl(int option, unsigned long value)
 
-cdef enum:
-    RING_ENTRIES = 2048        # requests, sockets and a kick: submission never finds it full
-
 
 cdef void read_clocks(uint64_t *ns, uint64_t *counter):
     """Read both clocks at the same moment: of some tries, the one least torn apart."""
@@ -113,17 +102,20 @@ cdef class IOThread:
     """A thread that serves queue pairs of any number of engines.
 
     ``poll_max_us``: the longest time in microseconds to poll for work before sleeping; 0 never
-    polls, "busy" polls for as long as there is an I/O queue. ``cpu``: the processor to run on, or None. ``start()`` raises ``UserError`` where io_uring
-    isn't available.
+    polls, "busy" polls for as long as there is an I/O queue. ``cpu``: the processor to run on, or
+    None. ``sqpoll``: a kernel thread submits to files. ``iopoll``: completions of files opened for
+    it are fetched from their devices. ``start()`` raises ``UserError`` where io_uring isn't
+    available.
     """
 
-    def __cinit__(self, int index, *, poll_max_us=256, cpu=None):
+    def __cinit__(self, int index, *, poll_max_us=256, cpu=None, sqpoll=False, iopoll=False):
         cdef uint32_t i
         cdef ThreadState *state = &self.state
         if not 0 <= index < MAX_CONTEXTS:
             raise ValueError(f"an IOThread's index is 0 to {MAX_CONTEXTS - 1}")
         self.index = index
         self.cpu = cpu
+        self.rings = (RING_SQPOLL if sqpoll else 0) | (RING_IOPOLL if iopoll else 0)
         self.lock = threading.Lock()
         memset(state, 0, sizeof(ThreadState))
         state.kick_fd = eventfd(0, EFD_CLOEXEC)
@@ -197,7 +189,7 @@ cdef class IOThread:
         if self.cpu is not None:
             with contextlib.suppress(OSError):  # a processor we may not have: run anywhere
                 os.sched_setaffinity(0, {self.cpu})
-        cdef int error = open_ring(state)
+        cdef int error = open_rings(&state.block, self.rings)
         if error:
             self.failure = UserError(
                 f"can't set up io_uring ({os.strerror(-error)}); shadowbell needs Linux 5.15 or "
@@ -209,7 +201,7 @@ cdef class IOThread:
         self.started.set()
         with nogil:
             run(state)
-        io_uring_queue_exit(&state.block.ring)
+        close_rings(&state.block)
 
     @property
     def busy_ns(self):
@@ -265,19 +257,3 @@ cdef void *take(size_t size) except NULL:
     if memory == MAP_FAILED:
         raise MemoryError
     return memory
-
-
-cdef int open_ring(ThreadState *state) noexcept:
-    cdef io_uring_params params
-    cdef int error = 0
-    for flags in (
-        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
-        0,  # before Linux 6.1
-    ):
-        memset(&params, 0, sizeof(params))
-        params.flags = IORING_SETUP_CQSIZE | <uint32_t> flags
-        params.cq_entries = 2 * RING_ENTRIES
-        error = io_uring_queue_init_params(RING_ENTRIES, &state.block.ring, &params)
-        if error == 0:
-            break
-    return error

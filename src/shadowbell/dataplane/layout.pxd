@@ -283,6 +283,7 @@ cdef struct ThreadState:
     uint32_t io_queue_count        # of queues: the admin queues left out
     uint32_t mapped_count          # active queues whose doorbell page is mapped: nobody can wake us
     EngineState *pausing           # not to be fetched from: OP_PAUSE waits for its commands
+    bint wide_awaited              # the ring waits for the ring of NVMe commands
     uint32_t bus_errors_seen
     uint64_t busy                  # ticks of the rounds that found work
     uint64_t busy_alarm            # the control plane is told when busy has come so far

@@ -1,14 +1,15 @@
 """An IOThread's loop, and the one place where it waits.
 
-A round: take an operation of the control plane's, reap the ring, serve the polled queues, submit
-once, raise each completion queue's interrupt at most once (interrupts.pxd). When nothing has moved for a while
-(pacing.pxd), every queue is armed (doorbells.pxd) and the thread sleeps in its ring, where storage
-completions, the clients' sockets and kicks all arrive.
+A round: take an operation of the control plane's, reap the rings, serve the polled queues, submit
+once, raise each completion queue's interrupt at most once (interrupts.pxd). When nothing has moved
+for a while (pacing.pxd), every queue is armed (doorbells.pxd) and the thread sleeps in its ring,
+where storage completions, the clients' sockets and kicks all arrive.
 """
 
 from libc.errno cimport ETIME
 from libc.stdint cimport uint32_t, uint64_t
 
+from shadowbell.block.backend cimport BlockContext
 from shadowbell.block.sources cimport run_timers, take_notes
 from shadowbell.dataplane.arrivals cimport reap
 from shadowbell.dataplane.commands cimport retry_waiting
@@ -35,6 +36,7 @@ from shadowbell.dataplane.includes.uring cimport (
     io_uring_submit_and_wait,
     io_uring_submit_and_wait_timeout,
     uring_pending,
+    uring_poll,
     uring_ready,
 )
 from shadowbell.dataplane.interrupts cimport next_interrupt_ns, raise_interrupts
@@ -56,7 +58,7 @@ from shadowbell.dataplane.pacing cimport (
     worked,
 )
 from shadowbell.dataplane.queues cimport completion_room, serve
-from shadowbell.dataplane.ring cimport await_kick
+from shadowbell.dataplane.ring cimport await_kick, await_wide
 
 
 cdef void run(ThreadState *thread) noexcept nogil:
@@ -79,10 +81,7 @@ cdef void run(ThreadState *thread) noexcept nogil:
             busy = operate(thread)
         if load32(&thread.kicked):
             take_kicks(thread)
-        if uring_pending(&thread.block.ring):
-            io_uring_get_events(&thread.block.ring)
-        if uring_ready(&thread.block.ring):
-            reap(thread)
+        if reap_all(thread):
             busy = True
         if thread.block.notes != NULL:
             take_notes(&thread.block)
@@ -93,8 +92,7 @@ cdef void run(ThreadState *thread) noexcept nogil:
             busy = True
         if serve_active(thread, idle_queue_span(&thread.pace)):
             busy = True
-        if io_uring_sq_ready(&thread.block.ring):
-            io_uring_submit(&thread.block.ring)
+        submit_all(thread)
         if thread.interrupts != NULL:
             raise_interrupts(thread)
         if thread.bus_errors_seen != load32(bus_error_count):
@@ -104,7 +102,7 @@ cdef void run(ThreadState *thread) noexcept nogil:
             continue
         resting = how_to_rest(&thread.pace, thread.now, thread.io_queue_count != 0,
                               thread.mapped_count != 0, &nap)
-        if resting == REST_POLL:
+        if resting == REST_POLL or thread.block.polling:  # the polled ring wakes nobody
             relax()
         else:
             rest(thread, nap if resting == REST_NAP and thread.active_count else 0)
@@ -116,6 +114,38 @@ cdef void count_busy(ThreadState *thread, uint64_t spent) noexcept nogil:
     if thread.busy >= load64(&thread.busy_alarm):
         store64(&thread.busy_alarm, NEVER)
         signal_fd(thread.alarm_fd)
+
+
+cdef inline bint reap_all(ThreadState *thread) noexcept nogil:
+    """Take what the rings have; the second and third are rarely there."""
+    cdef BlockContext *block = &thread.block
+    cdef unsigned count
+    cdef bint busy = False
+    if uring_pending(&block.ring):
+        io_uring_get_events(&block.ring)
+    if uring_ready(&block.ring):
+        reap(thread, &block.ring)
+        busy = True
+    if block.polling:
+        uring_poll(&block.polled)
+        count = reap(thread, &block.polled)
+        block.polling -= count
+        busy = busy or count != 0
+    if block.commanding:
+        count = reap(thread, &block.wide)
+        block.commanding -= count
+        busy = busy or count != 0
+    return busy
+
+
+cdef inline void submit_all(ThreadState *thread) noexcept nogil:
+    cdef BlockContext *block = &thread.block
+    if io_uring_sq_ready(&block.ring):
+        io_uring_submit(&block.ring)
+    if block.polling and io_uring_sq_ready(&block.polled):
+        io_uring_submit(&block.polled)
+    if block.commanding and io_uring_sq_ready(&block.wide):
+        io_uring_submit(&block.wide)
 
 
 cdef bint serve_active(ThreadState *thread, uint64_t idle_queue) noexcept nogil:
@@ -160,6 +190,8 @@ cdef void rest(ThreadState *thread, uint64_t nap) noexcept nogil:
     cdef uint32_t i = 0
     cdef io_uring_cqe *cqe = NULL
     cdef __kernel_timespec timeout
+    if thread.block.commanding and not thread.wide_awaited:
+        await_wide(thread)
     store32(&thread.sleeping, 1)
     fence()
     while nap == 0 and i < thread.active_count:

@@ -21,6 +21,7 @@ cdef enum Tag:
     TAG_KICK = 1
     TAG_CHANNEL = 2
     TAG_IOEVENTFD = 4
+    TAG_WIDE = 6
     TAG_MASK = 7
 
 
@@ -47,6 +48,14 @@ cdef inline void await_ioeventfd(ThreadState *thread, SubmissionQueue *sq) noexc
     io_uring_sqe_set_data64(sqe, <uint64_t> sq | TAG_IOEVENTFD)
     sq.ioeventfd_awaited = True
     sq.ioeventfd_cancelled = False
+
+
+cdef inline void await_wide(ThreadState *thread) noexcept nogil:
+    """Have a completion in the ring of NVMe commands wake us."""
+    cdef io_uring_sqe *sqe = next_sqe(thread)
+    io_uring_prep_poll_add(sqe, thread.block.wide.ring_fd, POLLIN)
+    io_uring_sqe_set_data64(sqe, TAG_WIDE)
+    thread.wide_awaited = True
 
 
 cdef inline void cancel(ThreadState *thread, uint64_t data) noexcept nogil:

@@ -43,8 +43,9 @@ class Disk:
 class Disks:
     """Owns the back ends of a controller's namespaces. `open` first, then `serve`."""
 
-    def __init__(self, serial: str, log: Log) -> None:
+    def __init__(self, serial: str, log: Log, *, iopoll: bool = False) -> None:
         self._serial = serial
+        self._iopoll = iopoll
         self._log = log
         self._disks: dict[int, Disk] = {}
         self._controller: Controller | None = None
@@ -164,6 +165,7 @@ class Disks:
             read_only=config.read_only,
             timeout=config.timeout,
             key=config.key,
+            polled=self._iopoll,
         )
         names = self._served.setdefault(nsid, [])
         name = _name(config)

@@ -41,13 +41,15 @@ class Port:
     The selector's data are callables, which the reactor calls without arguments.
     """
 
-    def __init__(self, config: ControllerConfig, selector: selectors.BaseSelector) -> None:
+    def __init__(
+        self, config: ControllerConfig, selector: selectors.BaseSelector, *, iopoll: bool = False
+    ) -> None:
         self.config = config
         self.engine: Engine | None = None
         self.wants_turn = False
         self._selector = selector
         self._log: Log = _Named(logging.getLogger("shadowbell"), {"socket": config.socket})
-        self.disks = Disks(config.serial_number, self._log)
+        self.disks = Disks(config.serial_number, self._log, iopoll=iopoll)
         self._controller: Controller | None = None
         self._function: PciFunction | None = None
         self._listener: Listener | None = None

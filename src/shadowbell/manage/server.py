@@ -57,7 +57,13 @@ class Server:
         cpus = self.config.iothread_cpus or (None,) * self.config.iothreads
         for index, cpu in enumerate(cpus):
             try:
-                iothread = IOThread(index, poll_max_us=self.config.poll_max_us, cpu=cpu)
+                iothread = IOThread(
+                    index,
+                    poll_max_us=self.config.poll_max_us,
+                    cpu=cpu,
+                    sqpoll=self.config.sqpoll,
+                    iopoll=self.config.iopoll,
+                )
                 iothread.start()
             except OSError as error:
                 raise UserError(
@@ -66,7 +72,7 @@ class Server:
                 ) from error
             self._iothreads.append(iothread)
         for controller in self.config.controllers:
-            port = Port(controller, self._selector)
+            port = Port(controller, self._selector, iopoll=self.config.iopoll)
             self._ports.append(port)
             port.open(self._iothreads)
         if len(self._iothreads) > 1:

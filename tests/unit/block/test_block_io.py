@@ -83,8 +83,10 @@ class Disk:
 
 
 @contextlib.contextmanager
-def served(backend: Backend, lba: int) -> Iterator[Disk]:
-    with running() as threads:
+def served(
+    backend: Backend, lba: int, *, sqpoll: bool = False, iopoll: bool = False
+) -> Iterator[Disk]:
+    with running(sqpoll=sqpoll, iopoll=iopoll) as threads:
         host = Host(threads)
         try:
             yield Disk(host, backend, lba)

@@ -320,9 +320,15 @@ class Host:
 
 @contextlib.contextmanager
 def running(
-    count: int = 1, *, poll_max_us: int | Literal["busy"] = 256
+    count: int = 1,
+    *,
+    poll_max_us: int | Literal["busy"] = 256,
+    sqpoll: bool = False,
+    iopoll: bool = False,
 ) -> Iterator[list[IOThread]]:
-    threads = [IOThread(i, poll_max_us=poll_max_us) for i in range(count)]
+    threads = [
+        IOThread(i, poll_max_us=poll_max_us, sqpoll=sqpoll, iopoll=iopoll) for i in range(count)
+    ]
     for thread in threads:
         thread.start()
     try:

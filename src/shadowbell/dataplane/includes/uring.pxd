@@ -21,15 +21,30 @@ cdef extern from *:
         return (IO_URING_READ_ONCE(*ring->sq.kflags)
                 & (IORING_SQ_CQ_OVERFLOW | IORING_SQ_TASKRUN)) != 0;
     }
+    /* Run what a ring that polls its devices has to do; waits for nothing. */
+    static inline int sb_uring_poll(struct io_uring *ring)
+    {
+        return io_uring_enter(ring->ring_fd, 0, 0, IORING_ENTER_GETEVENTS, NULL);
+    }
     static inline unsigned sb_uring_ready(struct io_uring *ring) { return io_uring_cq_ready(ring); }
     """
     struct io_uring:
-        pass
+        int ring_fd
     struct io_uring_params:
         uint32_t flags
         uint32_t cq_entries
+        uint32_t sq_thread_idle
     struct io_uring_sqe:
-        pass
+        uint8_t opcode
+        uint8_t flags
+        int fd
+        uint64_t off
+        uint32_t cmd_op
+        uint64_t addr
+        uint32_t len
+        uint32_t rw_flags
+        uint64_t addr3
+        uint8_t cmd[0]
     struct io_uring_cqe:
         uint64_t user_data
         int res
@@ -44,6 +59,12 @@ cdef extern from *:
         IORING_SETUP_DEFER_TASKRUN
         IORING_SETUP_COOP_TASKRUN
         IORING_SETUP_TASKRUN_FLAG
+        IORING_SETUP_IOPOLL
+        IORING_SETUP_SQPOLL
+        IORING_SETUP_SQE128
+        IORING_SETUP_CQE32
+        IORING_OP_URING_CMD
+        IOSQE_FIXED_FILE
         IORING_FSYNC_DATASYNC
         POLLIN
         POLLOUT
@@ -55,6 +76,11 @@ cdef extern from *:
     void io_uring_sqe_set_data64(io_uring_sqe *sqe, uint64_t data) nogil
     unsigned io_uring_sq_ready(io_uring *ring) nogil
     unsigned io_uring_sq_space_left(io_uring *ring) nogil
+    int io_uring_register_ring_fd(io_uring *ring) nogil
+    int io_uring_register_files_sparse(io_uring *ring, unsigned count) nogil
+    int io_uring_register_files_update(io_uring *ring, unsigned first, const int *files,
+                                       unsigned count) nogil
+    int io_uring_wait_cqe(io_uring *ring, io_uring_cqe **cqe) nogil
     int io_uring_submit(io_uring *ring) nogil
     int io_uring_submit_and_get_events(io_uring *ring) nogil
     int io_uring_get_events(io_uring *ring) nogil
@@ -66,6 +92,10 @@ cdef extern from *:
     void io_uring_prep_poll_add(io_uring_sqe *sqe, int fd, unsigned poll_mask) nogil
     void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t user_data, int flags) nogil
     void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *buf, unsigned n, uint64_t off) nogil
+    void io_uring_prep_write(io_uring_sqe *sqe, int fd, const void *buf, unsigned n,
+                             uint64_t off) nogil
+    void io_uring_prep_rw(int op, io_uring_sqe *sqe, int fd, const void *addr, unsigned n,
+                          uint64_t off) nogil
     void io_uring_prep_readv2(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned n,
                               uint64_t off, int flags) nogil
     void io_uring_prep_writev2(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned n,
@@ -73,4 +103,5 @@ cdef extern from *:
     void io_uring_prep_fsync(io_uring_sqe *sqe, int fd, unsigned flags) nogil
     void io_uring_prep_fallocate(io_uring_sqe *sqe, int fd, int mode, off_t off, off_t n) nogil
     bint uring_pending "sb_uring_pending"(io_uring *ring) noexcept nogil
+    int uring_poll "sb_uring_poll"(io_uring *ring) nogil
     unsigned uring_ready "sb_uring_ready"(io_uring *ring) noexcept nogil

@@ -32,7 +32,8 @@ cdef enum:
     WORTH_NS = 30000           # shorter naps cost as much as polling
     MARGIN_NS = 4000           # work may always be early by this much
     LONG_SLEEP_NS = 200000     # a sleep whose waking up doesn't matter any more
-    NAP_GAP_NS = 1000000       # gaps beyond this are slept through
+    NAP_GAP_NS = 1000000       # gaps beyond this are slept through,
+    LOOK_GAP_NS = 400000       # and beyond this unless it is known when they end
     NAP_SPAN_NS = 100000       # nap for at least so long after the last work,
     NAP_GAPS = 4               # or for so many gaps
     NAP_SHORTEST_NS = 30000
@@ -166,7 +167,7 @@ cdef inline int weigh(const Pace *pace, uint64_t now, bint mapped, uint64_t *nap
             return REST_NAP
         if idle < late:
             return REST_POLL
-        if idle < idle_span(pace):
+        if pace.gap < in_ticks(pace, LOOK_GAP_NS) and idle < idle_span(pace):
             nap[0] = min(max(pace.gap >> 3, in_ticks(pace, NAP_SHORTEST_NS)),
                          in_ticks(pace, NAP_LONGEST_NS))
             return REST_NAP

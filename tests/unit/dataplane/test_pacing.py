@@ -92,11 +92,18 @@ def test_steady_gaps_cost_a_nap_and_a_little_polling(gap: int) -> None:
 
 def test_gaps_of_no_pattern_longer_than_the_window_are_napped_through() -> None:
     chance = random.Random(2)
-    gaps = [int(chance.expovariate(1 / (600 * US))) for _ in range(3000)]
+    gaps = [int(chance.expovariate(1 / (250 * US))) for _ in range(3000)]
     thread = Simulated(gaps, 32 * US)
     assert thread.rings < 0.2 * thread.work
     assert thread.late / thread.work < 100 * US
     assert thread.load < 0.5
+
+
+def test_gaps_of_no_pattern_near_a_millisecond_cost_little() -> None:
+    """Looking again and again would cost more than being rung."""
+    chance = random.Random(4)
+    thread = Simulated([int(chance.expovariate(1 / MS)) for _ in range(3000)], WINDOW)
+    assert thread.load < 0.08
 
 
 def test_long_gaps_are_slept_through() -> None:

@@ -27,7 +27,7 @@ IMAGE_KINDS = ("qcow2", "vmdk", "vhdx", "vpc", "vdi", "luks")
 WEB_KINDS = ("http", "https")
 NBD_SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock")
 SIZED_KINDS = ("memory", "null")
-KINDS = ("file", *SIZED_KINDS, "nbd", *IMAGE_KINDS, *WEB_KINDS)
+KINDS = ("file", *SIZED_KINDS, "nbd", "rbd", *IMAGE_KINDS, *WEB_KINDS)
 SUFFIXES = {
     ".qcow2": "qcow2", ".vmdk": "vmdk", ".vhdx": "vhdx", ".vhd": "vpc", ".vdi": "vdi",
     ".luks": "luks",
@@ -36,6 +36,7 @@ SUFFIXES = {
 EXAMPLES = {
     "file": "a path: file:/path/to/disk.img",
     "nbd": "a URI: nbd://host/export or nbd+unix:///export?socket=/path",
+    "rbd": "an image: rbd:POOL/IMAGE",
     **{kind: f"a path: {kind}:/path/to/image" for kind in IMAGE_KINDS},
     **{kind: f"an address: {kind}://host/disk.img" for kind in WEB_KINDS},
 }
@@ -43,7 +44,7 @@ UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 
 Kind = Literal[
     "file", "memory", "null",
-    "nbd", "qcow2", "vmdk", "vhdx", "vpc", "vdi", "luks", "http", "https",
+    "nbd", "rbd", "qcow2", "vmdk", "vhdx", "vpc", "vdi", "luks", "http", "https",
 ]  # fmt: skip
 Lba = Literal[512, 4096]
 PollMax = int | Literal["busy"]
@@ -52,7 +53,7 @@ PollMax = int | Literal["busy"]
 class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One namespace. `size` (bytes) is for kinds "memory" and "null", `path` for the others.
 
-    `path` is a URI for kinds "nbd", "http" and "https". `timeout`: seconds after which a command
+    `path` is a URI for kinds "nbd", "http" and "https", and as `parse_rbd` reads it for "rbd". `timeout`: seconds after which a command
     fails when the server of such a disk, or of an image that isn't raw, is gone or silent; 0: it
     waits. `key`: of kind "luks", the file that holds the passphrase. Raises UserError when the
     fields contradict each other.
@@ -71,7 +72,7 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise UserError(f"unknown kind {self.kind!r}: use {_listed(KINDS)}")
         if self.lba not in (512, 4096):
             raise UserError(f"lba {self.lba} isn't supported: use 512 or 4096")
-        if self.timeout and self.kind in ("file", *SIZED_KINDS):
+        if self.timeout and self.kind in ("file", "rbd", *SIZED_KINDS):
             raise UserError(f"a {self.kind} namespace has no timeout: leave it out")
         if not 0 <= self.timeout <= MAX_TIMEOUT:
             raise UserError(f"timeout {self.timeout} is out of range: give 0 to {MAX_TIMEOUT}")
@@ -92,6 +93,11 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 raise UserError(f"{self.path!r} is no NBD URI: write {EXAMPLES['nbd']}")
             if self.kind in WEB_KINDS:
                 msgspec.structs.force_setattr(self, "read_only", True)  # nobody writes to the web
+            if self.kind == "rbd":
+                from shadowbell.block.rbd_name import parse_rbd
+
+                if parse_rbd(self.path).snapshot is not None:
+                    msgspec.structs.force_setattr(self, "read_only", True)
             return
         if self.path is not None:
             raise UserError(f"a {self.kind} namespace has no path: leave it out or use file")
@@ -213,8 +219,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             for namespace in controller.namespaces:
                 if namespace.path is None:
                     continue
-                local = namespace.kind == "file" or namespace.kind in IMAGE_KINDS
-                image = os.path.realpath(namespace.path) if local else namespace.path
+                image = _identity(namespace.kind, namespace.path)
                 if image in images and not (images[image] and namespace.read_only):
                     raise UserError(
                         f"{namespace.path} is served twice: serve it once, or only read-only"
@@ -370,7 +375,7 @@ def _namespace(entry: object, where: str, folder: Path) -> NamespaceConfig:
             raise UserError("is neither text nor a table: write it as 'file:/path' or a table")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    if namespace.path is None or namespace.kind == "nbd" or namespace.kind in WEB_KINDS:
+    if namespace.path is None or namespace.kind in ("nbd", "rbd") or namespace.kind in WEB_KINDS:
         return namespace
     key = None if namespace.key is None else _from_folder(namespace.key, folder)
     path = _from_folder(namespace.path, folder)
@@ -395,6 +400,16 @@ def _split(spec: str) -> list[str]:
     if "\0" in spec:
         raise UserError(f"{spec!r} contains a NUL character: leave it out")
     return spec.replace(",,", "\0").split(",")
+
+
+def _identity(kind: str, path: str) -> str:
+    if kind == "file" or kind in IMAGE_KINDS:
+        return os.path.realpath(path)
+    if kind == "rbd":
+        from shadowbell.block.rbd_name import parse_rbd
+
+        return f"rbd:{parse_rbd(path).where}"
+    return path
 
 
 def _from_folder(path: str, folder: Path) -> str:

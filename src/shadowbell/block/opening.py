@@ -14,6 +14,7 @@ from shadowbell.block.nbd_opening import open_nbd
 from shadowbell.block.null import NullBackend
 from shadowbell.block.nvme_device import identify_device
 from shadowbell.block.passthrough import PassthroughBackend
+from shadowbell.block.rbd_opening import open_rbd
 from shadowbell.block.rings import probe_polled
 from shadowbell.block.tmpfs import TmpfsBackend
 from shadowbell.config import SIZED_KINDS
@@ -38,7 +39,7 @@ def open_backend(
 
     ``size`` is in bytes and belongs to ``memory`` and ``null``; ``path`` to the others. ``lba`` is
     the logical block size in bytes. A file is locked: against writers, and for a writer against
-    everybody else. ``polled``: the IOThreads have ``iopoll``, and a file must be one that can be
+    everybody else, as is an RBD image that is written. ``polled``: the IOThreads have ``iopoll``, and a file must be one that can be
     polled. Raises ``UserError``.
     """
     if kind not in SIZED_KINDS:
@@ -48,6 +49,8 @@ def open_backend(
             return _open_file(path, lba, read_only, polled)
         if kind == "nbd":
             return open_nbd(path, lba=lba, read_only=read_only, timeout=timeout)
+        if kind == "rbd":
+            return open_rbd(path, lba=lba, read_only=read_only)
         return _open_image(kind, path, lba, read_only, timeout, key)
     if size is None:
         raise UserError(f"a {kind} namespace needs a size, for example {kind}:1G")

@@ -26,6 +26,8 @@ namespaces:
   nbd://host/export,timeout=60   a disk behind an NBD server
   https://host/disk.img          a raw disk on the web, read-only
   memory:1G,lba=4096             memory of this process, lost when it ends
+  rbd:POOL/IMAGE?conf=PATH&id=NAME
+                                 an image of a Ceph cluster (docs/storage.md)
   null:1T                        moves no data: for measuring
 
 several controllers:

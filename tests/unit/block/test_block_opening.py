@@ -141,3 +141,9 @@ def test_direct_access_where_the_file_system_has_it(tmp_path: Path) -> None:
     assert flags
     assert all(value & os.O_DIRECT for value in flags)
     backend.close()
+
+
+def test_a_build_without_librbd_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shadowbell.block.rbd", None)
+    with pytest.raises(UserError, match="apt-get install librbd-dev"):
+        open_backend("rbd", path="vms/disk", size=None, lba=512, read_only=False)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shadowbell.block.rbd_name import parse_rbd
 from shadowbell.config import NamespaceConfig, parse_namespace
 from shadowbell.errors import UserError
 
@@ -55,7 +56,14 @@ def test_specifications(spec: str, namespace: NamespaceConfig) -> None:
         ("memory:12Q", "bad size '12Q'"),
         ("memory:1000", "multiple of 512"),
         ("memory:1536,lba=4096", "multiple of 4096"),
-        ("mem:1G", "use one of file: memory: null: nbd: "),
+        ("mem:1G", "use one of file: memory: null: nbd: rbd: "),
+        ("rbd:pool", "names no image"),
+        ("rbd:pool/image@", "names no image"),
+        ("rbd:pool/image?id=a&id=b", "id is given twice"),
+        ("rbd:pool/image?id", "lacks its value"),
+        ("rbd:pool/image?timeout=soon", "give 0 to 86400 seconds"),
+        ("rbd:pool/image,timeout=3", "has no timeout"),
+        ("rbd:", "lacks an image"),
         ("disk.img,lba=520", "lba=512 or lba=4096"),
         ("disk.img,lba=", "lba=512 or lba=4096"),
         ("disk.img,lba=512,lba=512", "twice"),
@@ -110,3 +118,13 @@ def test_any_text_gives_a_namespace_or_one_line(spec: str) -> None:
 def test_structures_check_themselves(fields: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         NamespaceConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_an_image_of_ceph() -> None:
+    image = parse_namespace("rbd:vms/tenant/disk?conf=/etc/a%2Cb.conf&takeover&rbd_cache=true")
+    assert (image.kind, image.read_only) == ("rbd", False)
+    assert image.path is not None
+    name = parse_rbd(image.path)
+    assert (name.pool, name.namespace, name.image) == ("vms", "tenant", "disk")
+    assert (name.conf, name.takeover, name.ceph) == ("/etc/a,b.conf", True, {"rbd_cache": "true"})
+    assert parse_namespace("rbd:vms/disk@monday").read_only

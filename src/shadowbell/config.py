@@ -53,10 +53,10 @@ PollMax = int | Literal["busy"]
 class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One namespace. `size` (bytes) is for kinds "memory" and "null", `path` for the others.
 
-    `path` is a URI for kinds "nbd", "http" and "https", and as `parse_rbd` reads it for "rbd". `timeout`: seconds after which a command
-    fails when the server of such a disk, or of an image that isn't raw, is gone or silent; 0: it
-    waits. `key`: of kind "luks", the file that holds the passphrase. Raises UserError when the
-    fields contradict each other.
+    `path` is a URI for kinds "nbd", "http" and "https", and for "rbd" what `parse_rbd` reads.
+    `timeout`: seconds after which a command fails when the server of such a disk (not of "rbd"), or
+    of an image that isn't raw, is gone or silent; 0: it waits. `key`: of kind "luks", the file that
+    holds the passphrase. Raises UserError when the fields contradict each other.
     """
 
     kind: Kind

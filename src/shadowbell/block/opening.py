@@ -39,8 +39,8 @@ def open_backend(
 
     ``size`` is in bytes and belongs to ``memory`` and ``null``; ``path`` to the others. ``lba`` is
     the logical block size in bytes. A file is locked: against writers, and for a writer against
-    everybody else, as is an RBD image that is written. ``polled``: the IOThreads have ``iopoll``, and a file must be one that can be
-    polled. Raises ``UserError``.
+    everybody else, as is an RBD image that is written. ``polled``: the IOThreads have ``iopoll``,
+    and a file must be one that can be polled. Raises ``UserError``.
     """
     if kind not in SIZED_KINDS:
         if path is None:

@@ -233,10 +233,15 @@ class Features:
         if definition.apply is None:
             self._values.update({(fid, target): value for target in targets})
             return
+        kept = dict(self._values)
         old = self._value(fid, nsid)
         self._values.update({(fid, target): value for target in targets})
         if value != old:
-            definition.apply(value)
+            try:
+                definition.apply(value)
+            except OSError as error:  # turning the write cache off flushes it
+                self._values = kept
+                raise CommandError(Status.INTERNAL_ERROR, location(11)) from error
 
     def _read_timestamp(self) -> bytes:
         """48 bits of milliseconds, then the origin: 0 a reset, 1 Set Features (bits 51:49)."""

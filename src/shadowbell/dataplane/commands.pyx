@@ -227,6 +227,8 @@ cdef uint32_t decode_ranges(ThreadState *thread, Request *request,
         request.count = 0  # the other attributes are hints that we have no use for
     request.step = STEP_RANGES
     request.block.op = BLOCK_DISCARD
+    if request.sq.engine.always_fua:
+        request.block.flags = BLOCK_FUA
     return SUCCESS
 
 

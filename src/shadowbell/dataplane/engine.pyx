@@ -367,7 +367,10 @@ cdef class Engine:
         cq.delay = in_ticks(&cq.thread.pace, <uint64_t> microseconds * 1000)
 
     def set_write_cache(self, bint enabled):
+        # From here on each write is stable when it completes; those before become so now.
         with self.paused():
+            if not enabled:
+                self.flush_all()
             self.state.always_fua = not enabled
 
     def attach_namespace(self, int nsid, Backend backend not None, uint32_t lba_shift,

@@ -57,6 +57,20 @@ def test_the_write_cache_reaches_the_engine(host: Host) -> None:
     assert calls == [("set_write_cache", False), ("set_write_cache", True)]
 
 
+def test_a_write_cache_that_cannot_be_flushed_stays_on(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turning it off makes everything durable first; where that fails nothing may claim it."""
+
+    def fail(enabled: bool) -> None:
+        raise OSError(5, "can't flush")
+
+    monkeypatch.setattr(host.engine, "set_write_cache", fail)
+    done = host.do(SET, cdw10=Feature.VOLATILE_WRITE_CACHE, cdw11=0)
+    assert S(done.status) is S.INTERNAL_ERROR
+    assert host.do(GET, cdw10=Feature.VOLATILE_WRITE_CACHE).dw0 == 1
+
+
 @pytest.mark.parametrize("asked", [0, 0x000F000F, 0xFFFEFFFE])
 def test_number_of_queues(host: Host, asked: int) -> None:
     """Base 2.0, 5.27.1.5: what is allocated, 0's based, in both halves."""

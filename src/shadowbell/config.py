@@ -40,6 +40,7 @@ EXAMPLES = {
     **{kind: f"a path: {kind}:/path/to/image" for kind in IMAGE_KINDS},
     **{kind: f"an address: {kind}://host/disk.img" for kind in WEB_KINDS},
 }
+RECORDED_KINDS = ("file", "memory")
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 
 Kind = Literal[
@@ -56,7 +57,8 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `path` is a URI for kinds "nbd", "http" and "https", and for "rbd" what `parse_rbd` reads.
     `timeout`: seconds after which a command fails when the server of such a disk (not of "rbd"), or
     of an image that isn't raw, is gone or silent; 0: it waits. `key`: of kind "luks", the file that
-    holds the passphrase. Raises UserError when the fields contradict each other.
+    holds the passphrase. `record`: a new file to log in what changes the disk (docs/storage.md).
+    Raises UserError when the fields contradict each other.
     """
 
     kind: Kind
@@ -66,12 +68,15 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     read_only: bool = False
     timeout: float = 0
     key: str | None = None
+    record: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"unknown kind {self.kind!r}: use {_listed(KINDS)}")
         if self.lba not in (512, 4096):
             raise UserError(f"lba {self.lba} isn't supported: use 512 or 4096")
+        if self.record is not None:
+            self._check_record(self.record)
         if self.timeout and self.kind in ("file", "rbd", *SIZED_KINDS):
             raise UserError(f"a {self.kind} namespace has no timeout: leave it out")
         if not 0 <= self.timeout <= MAX_TIMEOUT:
@@ -110,6 +115,14 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 f"{self.kind} size {self.size} is no multiple of its LBA size: "
                 f"give a multiple of {self.lba} bytes"
             )
+
+    def _check_record(self, log: str) -> None:
+        if not log or "\0" in log:
+            raise UserError(f"{log!r} can't be a recording: give the path of a new file")
+        if self.kind not in RECORDED_KINDS:
+            raise UserError(f"a {self.kind} namespace can't be recorded: use file or memory")
+        if self.read_only:
+            raise UserError(f"nothing to record in {log}: the namespace is read-only")
 
 
 class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -200,6 +213,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             _check_cpus(self.iothread_cpus, self.iothreads)
         sockets: set[str] = set()
         images: dict[str, bool] = {}
+        logs: set[str] = set()
         for controller in self.controllers:
             socket = os.path.abspath(controller.socket)
             if socket in sockets:
@@ -217,6 +231,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                         f"{self.iothreads}, so use 0 to {self.iothreads - 1}"
                     )
             for namespace in controller.namespaces:
+                if namespace.record is not None:
+                    log = os.path.realpath(namespace.record)
+                    if log in logs:
+                        raise UserError(f"two namespaces record in {log}: give each its own")
+                    logs.add(log)
                 if namespace.path is None:
                     continue
                 image = _identity(namespace.kind, namespace.path)
@@ -259,7 +278,8 @@ def parse_size(text: str) -> int:
 
 
 def parse_namespace(spec: str) -> NamespaceConfig:
-    """Read `[KIND:]PATH|SIZE[,lba=512|4096][,ro][,timeout=S][,key=FILE]` or a URI.
+    """Read `[KIND:]PATH|SIZE[,lba=512|4096][,ro][,timeout=S][,key=FILE][,record=LOG]`
+    or a URI.
 
     A comma within a path is written `,,`. Without KIND the text is the path of an image, whose
     format its name tells (SUFFIXES; else it is raw), or of a block device. Raises UserError.
@@ -294,12 +314,12 @@ def parse_namespace(spec: str) -> NamespaceConfig:
                 fields[key] = float(value)
             except ValueError:
                 raise UserError(f"bad timeout {value!r} in {spec!r}: give seconds") from None
-        elif key == "key" and value:
+        elif key == "record" or (key == "key" and value):
             fields[key] = value
         else:
             raise UserError(
                 f"unknown option {option!r} in {spec!r}: use lba=512, lba=4096, ro, "
-                "timeout=SECONDS or key=FILE (a comma within a path is written twice)"
+                "timeout=SECONDS, key=FILE or record=LOG (a comma within a path is written twice)"
             )
     sized = kind in SIZED_KINDS
     if not target:
@@ -313,6 +333,7 @@ def parse_namespace(spec: str) -> NamespaceConfig:
         read_only="ro" in fields,
         timeout=fields.get("timeout", 0),
         key=fields.get("key"),
+        record=fields.get("record"),
     )
 
 
@@ -375,11 +396,13 @@ def _namespace(entry: object, where: str, folder: Path) -> NamespaceConfig:
             raise UserError("is neither text nor a table: write it as 'file:/path' or a table")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    if namespace.path is None or namespace.kind in ("nbd", "rbd") or namespace.kind in WEB_KINDS:
-        return namespace
-    key = None if namespace.key is None else _from_folder(namespace.key, folder)
-    path = _from_folder(namespace.path, folder)
-    return msgspec.structs.replace(namespace, path=path, key=key)
+    paths = {
+        name: _from_folder(path, folder)
+        for name in ("path", "key", "record")
+        if (path := getattr(namespace, name)) is not None
+        and not (name == "path" and (namespace.kind in ("nbd", "rbd", *WEB_KINDS)))
+    }
+    return msgspec.structs.replace(namespace, **paths)
 
 
 def _convert(table: Mapping[str, object], kind: type[T], where: str) -> T:

@@ -62,6 +62,7 @@ cdef struct BlockRequest:
     BlockRequest *next
     BlockRequest *previous
     uint64_t start         # ns of CLOCK_MONOTONIC
+    void *recorded         # record.pyx; NULL unless the request is in its log
 
 # A descriptor or a timer of a back end's in an IOThread: sources.pxd. A new one has fd -1.
 cdef struct Source:

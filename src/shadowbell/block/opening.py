@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 from pathlib import Path
+from typing import Any
 
 from shadowbell.block.backend import Backend
 from shadowbell.block.file import FileBackend, direct_alignment, in_memory
@@ -17,6 +18,7 @@ from shadowbell.block.passthrough import PassthroughBackend
 from shadowbell.block.rbd_opening import open_rbd
 from shadowbell.block.rings import probe_polled
 from shadowbell.block.tmpfs import TmpfsBackend
+from shadowbell.block.record import RecordingBackend
 from shadowbell.config import SIZED_KINDS
 from shadowbell.errors import UserError
 
@@ -34,14 +36,20 @@ def open_backend(
     timeout: float = 0,
     key: str | None = None,
     polled: bool = False,
+    record: str | None = None,
 ) -> Backend:
     """Open a back end of one of the kinds that ``NamespaceConfig`` has; the fields are as there.
 
     ``size`` is in bytes and belongs to ``memory`` and ``null``; ``path`` to the others. ``lba`` is
     the logical block size in bytes. A file is locked: against writers, and for a writer against
     everybody else, as is an RBD image that is written. ``polled``: the IOThreads have ``iopoll``,
-    and a file must be one that can be polled. Raises ``UserError``.
+    and a file must be one that can be polled. ``record``: a new
+    file to log every change in. Raises ``UserError``.
     """
+    if record is not None:
+        return _open_recorded(
+            kind, record, path=path, size=size, lba=lba, read_only=read_only, polled=polled
+        )
     if kind not in SIZED_KINDS:
         if path is None:
             raise UserError(f"a {kind} namespace needs a path: {kind}:...")
@@ -75,6 +83,19 @@ def _open_image(
     except BaseException:
         server.close()
         raise
+
+
+def _open_recorded(kind: str, record: str, *, lba: int, **options: Any) -> Backend:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+    inner = open_backend(kind, lba=lba, **options)
+    try:
+        return RecordingBackend(inner, os.open(record, flags, 0o666), lba)
+    except FileExistsError as error:
+        inner.close()
+        raise UserError(f"{record} exists: a recording needs a new file") from error
+    except OSError as error:
+        inner.close()
+        raise UserError(f"can't record in {record}: {error.strerror}") from error
 
 
 def _open_file(path: str, lba: int, read_only: bool, polled: bool) -> Backend:

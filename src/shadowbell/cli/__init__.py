@@ -1,4 +1,4 @@
-"""The command line: `shadowbell serve | control | qemu-args | demo | bench | lab | version`.
+"""The command line: `shadowbell serve | control | qemu-args | demo | bench | crash | lab | ...`.
 
 Start to listening is a promise, so a command imports only what it needs, when it needs it.
 """
@@ -21,6 +21,7 @@ commands:
   qemu-args  print the QEMU arguments that attach to such a socket
   demo       make a disk, serve it, write and verify it, and measure
   bench      measure a disk: ours or another's, on a socket or in a guest
+  crash      check the disks that a power failure could have left
   lab        show on KVM what an ioeventfd does with a doorbell
   version    print the version
 
@@ -65,6 +66,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
             from shadowbell.cli.bench import bench
 
             return bench
+        case "crash":
+            from shadowbell.cli.crash import crash
+
+            return crash
         case "lab":
             from shadowbell.cli.lab import lab
 
@@ -75,7 +80,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
             return _help
     what = f"unknown command {name!r}" if name else "no command"
     raise UserError(
-        f"{what}: use serve, control, qemu-args, demo, bench, lab or version "
+        f"{what}: use serve, control, qemu-args, demo, bench, crash, lab or version "
         "(see shadowbell --help)"
     )
 

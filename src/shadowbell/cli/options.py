@@ -29,6 +29,7 @@ namespaces:
   rbd:POOL/IMAGE?conf=PATH&id=NAME
                                  an image of a Ceph cluster (docs/storage.md)
   null:1T                        moves no data: for measuring
+  disk.img,record=disk.log       logs what changes the disk: for `shadowbell crash`
 
 several controllers:
   --and starts the next one, with options of its own:

@@ -57,7 +57,8 @@ def _summary(controller: ControllerConfig) -> str:
 
 def _namespace(namespace: NamespaceConfig) -> str:
     what = namespace.path or f"{namespace.kind}:{_amount(namespace.size or 0)}"
-    return f"{what}, LBA {namespace.lba}" + (", read-only" if namespace.read_only else "")
+    recorded = f", recorded in {namespace.record}" if namespace.record else ""
+    return f"{what}, LBA {namespace.lba}" + (", read-only" if namespace.read_only else recorded)
 
 
 def _amount(size: int) -> str:

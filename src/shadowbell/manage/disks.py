@@ -166,6 +166,7 @@ class Disks:
             timeout=config.timeout,
             key=config.key,
             polled=self._iopoll,
+            record=config.record,
         )
         names = self._served.setdefault(nsid, [])
         name = _name(config)

@@ -147,3 +147,18 @@ def test_a_build_without_librbd_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "shadowbell.block.rbd", None)
     with pytest.raises(UserError, match="apt-get install librbd-dev"):
         open_backend("rbd", path="vms/disk", size=None, lba=512, read_only=False)
+
+
+def test_a_recording_needs_a_new_file(tmp_path: Path) -> None:
+    log = tmp_path / "disk.log"
+
+    def record(where: Path) -> Backend:
+        return open_backend(
+            "memory", path=None, size=MIB, lba=512, read_only=False, record=str(where)
+        )
+
+    record(log).close()
+    with pytest.raises(UserError, match=r"disk\.log exists"):
+        record(log)
+    with pytest.raises(UserError, match="can't record in"):
+        record(tmp_path / "nowhere" / "disk.log")

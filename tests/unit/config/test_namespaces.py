@@ -19,6 +19,10 @@ paths = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
         ("file:/a,lba=4096", NamespaceConfig(kind="file", path="/a", lba=4096)),
         ("memory:1G", NamespaceConfig(kind="memory", size=2**30)),
         ("null:1T,ro,lba=4096", NamespaceConfig(kind="null", size=2**40, lba=4096, read_only=True)),
+        (
+            "memory:1G,record=a,,b.log",
+            NamespaceConfig(kind="memory", size=2**30, record="a,b.log"),
+        ),
         ("a,,b.img,ro", NamespaceConfig(kind="file", path="a,b.img", read_only=True)),
         ("file:a:b", NamespaceConfig(kind="file", path="a:b")),
         ("./a:b", NamespaceConfig(kind="file", path="./a:b")),
@@ -78,6 +82,9 @@ def test_specifications(spec: str, namespace: NamespaceConfig) -> None:
         ("nbd://host/,timeout=nan", "out of range"),
         ("luks:/a", "key=FILE"),
         ("qcow2:/a,key=/k", "no key"),
+        ("disk.img,record=", "path of a new file"),
+        ("null:1G,record=a.log", "null namespace can't be recorded"),
+        ("disk.img,ro,record=a.log", "nothing to record"),
     ],
 )
 def test_mistakes(spec: str, words: str) -> None:

@@ -22,8 +22,17 @@ from shadowbell.block.backend cimport (
     Backend,
     BlockContext,
     BlockRequest,
+    BlockState,
 )
-from shadowbell.block.copying cimport copy_from_disk, copy_to_disk
+from shadowbell.block.pagelocks cimport (
+    PAGE_LOCKS,
+    lock_page,
+    lock_pages,
+    read_pages,
+    unlock_page,
+    unlock_pages,
+    write_pages,
+)
 
 import os
 
@@ -52,12 +61,15 @@ cdef class MemoryBackend(Backend):
     then need a tenth of the address translations. A larger disk is sparse, and takes 4 KiB at a time.
     """
 
+    cdef uint32_t locks[PAGE_LOCKS]
+
     def __init__(self, size, *, read_only=False):
         self.kind = "memory"
         self.read_only = read_only
         self.supports_discard = True
         self.state.memory = reserve(size)
         self.state.size = size
+        self.state.own = &self.locks[0]
         self.state.submit = memory_submit
         self.state.advance = memory_advance
 
@@ -110,32 +122,37 @@ cdef void advise(uint8_t *memory, uint64_t size):
 
 
 cdef int memory_submit(BlockContext *context, BlockRequest *request) noexcept nogil:
-    cdef uint8_t *disk = request.backend.memory + request.offset
-    cdef uint32_t i
+    cdef BlockState *state = request.backend
+    cdef uint32_t *locks = <uint32_t *> state.own
     request.result = 0
     if request.op == BLOCK_READ:
-        for i in range(request.niov):
-            copy_from_disk(request.iov[i].iov_base, disk, request.iov[i].iov_len)
-            disk += request.iov[i].iov_len
+        read_pages(locks, state.memory, request.offset, request.iov, request.length)
     elif request.op == BLOCK_WRITE:
-        for i in range(request.niov):
-            copy_to_disk(disk, request.iov[i].iov_base, request.iov[i].iov_len)
-            disk += request.iov[i].iov_len
+        write_pages(locks, state.memory, request.offset, request.iov, request.length)
     elif request.op == BLOCK_ZERO or request.op == BLOCK_DISCARD:
-        zero(disk, request.length)
+        zero(locks, state.memory, request.offset, request.length)
     return BLOCK_DONE
 
 
-cdef void zero(uint8_t *disk, uint64_t length) noexcept nogil:
-    cdef uint64_t head = (PAGE - (<uint64_t> disk & (PAGE - 1))) & (PAGE - 1)
-    cdef uint64_t middle
-    if length >= GIVE_BACK:
-        memset(disk, 0, head)
-        middle = (length - head) & ~(<uint64_t> PAGE - 1)
-        if madvise(disk + head, middle, MADV_DONTNEED) == 0:
-            memset(disk + head + middle, 0, length - head - middle)
-            return
-    memset(disk, 0, length)
+cdef void zero(uint32_t *locks, uint8_t *disk, uint64_t offset, uint64_t length) noexcept nogil:
+    """Zeros, page by page; many whole pages are given back instead."""
+    cdef uint64_t part
+    cdef uint32_t *word
+    while length:
+        if offset % PAGE == 0 and length >= GIVE_BACK:
+            part = min(length & ~(<uint64_t> PAGE - 1), <uint64_t> PAGE * PAGE_LOCKS)
+            lock_pages(locks, offset, part)
+            if madvise(disk + offset, part, MADV_DONTNEED):
+                memset(disk + offset, 0, part)
+            unlock_pages(locks, offset, part)
+        else:
+            part = min(length, PAGE - offset % PAGE)
+            word = &locks[offset // PAGE % PAGE_LOCKS]
+            lock_page(word)
+            memset(disk + offset, 0, part)
+            unlock_page(word)
+        offset += part
+        length -= part
 
 
 cdef int memory_advance(BlockContext *context, BlockRequest *request, int res) noexcept nogil:

@@ -16,9 +16,9 @@ from shadowbell.block.null import NullBackend
 from shadowbell.block.nvme_device import identify_device
 from shadowbell.block.passthrough import PassthroughBackend
 from shadowbell.block.rbd_opening import open_rbd
+from shadowbell.block.record import RecordingBackend
 from shadowbell.block.rings import probe_polled
 from shadowbell.block.tmpfs import TmpfsBackend
-from shadowbell.block.record import RecordingBackend
 from shadowbell.config import SIZED_KINDS
 from shadowbell.errors import UserError
 

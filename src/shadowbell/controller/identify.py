@@ -86,6 +86,9 @@ def identify_controller(
         | Oncs.TIMESTAMP
         | Oncs.VERIFY
     )
+    # One block is kept whole: docs/storage.md. No fused Compare and Write.
+    data.awun = data.awupf = data.acwu = 0
+    # Also without a file: one can be added while the host runs.
     data.vwc = Vwc.PRESENT | Vwc.FLUSH_ALL_SUPPORTED
     data.sgls = Sgls.SUPPORTED
     # Room for every byte of a serial number; an NQN has no spaces.

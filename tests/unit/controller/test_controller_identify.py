@@ -24,6 +24,7 @@ def test_controller(host: Host) -> None:
     assert ctrl.oacs == 1 << 8
     assert ctrl.oncs == 0b1101_1101
     assert ctrl.vwc == 0b111
+    assert (ctrl.awun, ctrl.awupf, ctrl.acwu) == (0, 0, 0)
     assert ctrl.sgls == 1
     assert (ctrl.acl, ctrl.aerl, ctrl.elpe, ctrl.npss) == (3, 3, 63, 0)
     assert ctrl.oaes == 1 << 8

@@ -51,6 +51,7 @@ guest: qemu
 MINUTES ?= 10
 soak: build
 	@$(PYTHON_VENV) tests/soak.py --minutes $(MINUTES)
+	@$(PYTHON_VENV) tests/kill.py --kills 100
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from shadowbell.driver import pointers
-from shadowbell.driver.hostqueue import CompletionRing, SubmissionRing
+from shadowbell.driver.hostqueue import CompletionRing, DeviceGone, SubmissionRing
 from shadowbell.driver.memory import PAGE, Arena, Buffer
 from shadowbell.nvme import IoOpcode, Psdt, ReadWrite, Status, SubmissionEntry
 from shadowbell.nvme.status import DO_NOT_RETRY, describe
 from shadowbell.nvme.transfer import DsmAttributes
 
+LOOK: Final = 0.05
+"""Seconds between looks whether the queue was killed while its command is waited for."""
 UNREAD: Final = 0xA5
 """What a read's buffer holds before: bytes that the device never transferred show as these."""
 
@@ -122,9 +124,12 @@ class QueuePair:
             completion = self.completions.done.pop((self.qid, cid), None)
             if completion is not None:
                 return completion
+            if self.ring.dead:
+                raise DeviceGone(f"queue {self.qid} is gone")
             left = end - time.monotonic()
-            if left <= 0 or not self.completions.ring.wait(left):
+            if left <= 0:
                 raise TimeoutError(f"command {cid} of queue {self.qid} doesn't complete")
+            self.completions.ring.wait(min(left, LOOK))
 
     def execute(
         self, sqe: SubmissionEntry, *, check: bool = True, timeout: float = 10.0

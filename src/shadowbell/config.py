@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 import msgspec
 
 from shadowbell.errors import UserError
+from shadowbell.limits import DEFAULT_BURST, NAMES, Limits, parse_limit
 from shadowbell.placement import IOThreadMap, place_queues
 
 MAX_IO_QUEUES = 128
@@ -58,7 +59,8 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `timeout`: seconds after which a command fails when the server of such a disk (not of "rbd"), or
     of an image that isn't raw, is gone or silent; 0: it waits. `key`: of kind "luks", the file that
     holds the passphrase. `record`: a new file to log in what changes the disk (docs/storage.md).
-    Raises UserError when the fields contradict each other.
+    `iops` and `bps` (bytes) limit what it does in a second, 0 doesn't; what it left unused it may
+    make up for within `burst` seconds. Raises UserError when the fields contradict each other.
     """
 
     kind: Kind
@@ -69,6 +71,9 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     timeout: float = 0
     key: str | None = None
     record: str | None = None
+    iops: int = 0
+    bps: int = 0
+    burst: float = DEFAULT_BURST
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -87,6 +92,7 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 if self.key is None
                 else f"a {self.kind} namespace has no key: leave it out"
             )
+        _ = self.limits  # which are checked
         if self.kind not in SIZED_KINDS:
             if not self.path:
                 raise UserError(f"a {self.kind} namespace needs {EXAMPLES[self.kind]}")
@@ -115,6 +121,11 @@ class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 f"{self.kind} size {self.size} is no multiple of its LBA size: "
                 f"give a multiple of {self.lba} bytes"
             )
+
+    @property
+    def limits(self) -> Limits:
+        """How much it may do."""
+        return Limits(iops=self.iops, bps=self.bps, burst=self.burst)
 
     def _check_record(self, log: str) -> None:
         if not log or "\0" in log:
@@ -316,10 +327,13 @@ def parse_namespace(spec: str) -> NamespaceConfig:
                 raise UserError(f"bad timeout {value!r} in {spec!r}: give seconds") from None
         elif key == "record" or (key == "key" and value):
             fields[key] = value
+        elif key in NAMES and equals:
+            fields[key] = parse_limit(key, value)
         else:
             raise UserError(
-                f"unknown option {option!r} in {spec!r}: use lba=512, lba=4096, ro, "
-                "timeout=SECONDS, key=FILE or record=LOG (a comma within a path is written twice)"
+                f"unknown option {option!r} in {spec!r}: use lba=512, lba=4096, ro, iops=, bps=, "
+                "burst=, timeout=SECONDS, key=FILE or record=LOG (a comma within a path is written "
+                "twice)"
             )
     sized = kind in SIZED_KINDS
     if not target:
@@ -334,6 +348,7 @@ def parse_namespace(spec: str) -> NamespaceConfig:
         timeout=fields.get("timeout", 0),
         key=fields.get("key"),
         record=fields.get("record"),
+        **{name: fields[name] for name in NAMES if name in fields},
     )
 
 
@@ -341,7 +356,7 @@ def load(path: str | os.PathLike[str]) -> ServerConfig:
     """Read a TOML file; relative paths in it start from its folder. Raises UserError.
 
     A controller's `namespace` is a list of specifications (`parse_namespace`) and of tables with
-    the fields of `NamespaceConfig`, where `size` may be text (`parse_size`).
+    the fields of `NamespaceConfig`, where `size` and `bps` may be text (`parse_size`).
     """
     import tomllib
 
@@ -389,8 +404,9 @@ def _namespace(entry: object, where: str, folder: Path) -> NamespaceConfig:
         if isinstance(entry, str):
             namespace = parse_namespace(entry)
         elif isinstance(entry, dict):
-            if isinstance(entry.get("size"), str):
-                entry["size"] = parse_size(entry["size"])
+            for key in ("size", "bps"):
+                if isinstance(entry.get(key), str):
+                    entry[key] = parse_size(entry[key])
             namespace = _convert(entry, NamespaceConfig, "")
         else:
             raise UserError("is neither text nor a table: write it as 'file:/path' or a table")

@@ -11,15 +11,19 @@ import msgspec
 from shadowbell.cli.options import Parser
 from shadowbell.config import parse_size
 from shadowbell.errors import UserError
+from shadowbell.limits import Limits, parse_limits
 from shadowbell.manage.control import (
     SUFFIX,
     AddNamespace,
     AnyRequest,
     Ledger,
+    MoveQueue,
+    Qos,
     RemoveNamespace,
     Reply,
     Resize,
     Status,
+    WriteProtect,
 )
 
 TIMEOUT = 120.0  # a namespace that is removed is flushed first
@@ -39,6 +43,14 @@ def control(arguments: list[str]) -> int:
             print(f"namespace {nsid} removed")
         case Resize(nsid):
             print(f"namespace {nsid} is {result} bytes")
+        case WriteProtect(nsid, state):
+            print(f"namespace {nsid}: write protection {state}")
+        case MoveQueue(cqid, iothread) if result:
+            print(f"completion queue {cqid} is on I/O thread {iothread}")
+        case MoveQueue(cqid):
+            raise UserError(f"completion queue {cqid} stays: its commands took too long to end")
+        case Qos(nsid, limits):
+            print(f"namespace {nsid}: {_limits(limits)}")
     return 0
 
 
@@ -103,7 +115,39 @@ def _parser() -> Parser:
     )
     _with_nsid(resize)
     resize.add_argument("size", metavar="SIZE", nargs="?", default="", help="such as 20G")
+    protect = command(
+        "write-protect",
+        "refuse writes to a namespace, or no longer",
+        lambda given: WriteProtect(given.nsid, given.state),
+    )
+    _with_nsid(protect)
+    protect.add_argument("state", choices=("none", "protect", "until-power-cycle"))
+    qos = command(
+        "qos",
+        "limit what a namespace does in a second",
+        lambda given: Qos(given.nsid, parse_limits(given.limits)),
+    )
+    _with_nsid(qos)
+    qos.add_argument(
+        "limits",
+        metavar="LIMIT",
+        nargs="+",
+        help="iops=N, bps=SIZE, burst=SECONDS; what isn't given isn't limited; or: none",
+    )
+    move = command(
+        "move-queue",
+        "have another I/O thread serve a completion queue and all that use it",
+        lambda given: MoveQueue(given.cqid, given.iothread),
+    )
+    move.add_argument("cqid", type=int, metavar="CQID", help="the completion queue's identifier")
+    move.add_argument("iothread", type=int, metavar="IOTHREAD", help="from 0")
     return parser
+
+
+def _limits(limits: Limits) -> str:
+    said = [f"{limits.iops} commands/s"] if limits.iops else []
+    said += [f"{limits.bps} bytes/s"] if limits.bps else []
+    return f"{', '.join(said)}, burst {limits.burst:g} s" if said else "no limits"
 
 
 def _with_nsid(parser: argparse.ArgumentParser) -> None:

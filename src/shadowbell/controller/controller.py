@@ -10,8 +10,9 @@ import logging
 import threading
 from collections.abc import Sequence
 
-from shadowbell.nvme import EventType, LogPage
-from shadowbell.nvme.events import ErrorEvent, NoticeEvent
+from shadowbell.nvme import EventType, LogPage, Status
+from shadowbell.nvme.events import ErrorEvent, HealthEvent, NoticeEvent
+from shadowbell.nvme.features import WriteProtection
 
 from .admin import AdminCommands
 from .engine import Engine, Event
@@ -129,6 +130,7 @@ class Controller:
             self.health.power_cycles += 1
             if self.registers.cc.en and not self.registers.csts.shst:
                 self.health.unsafe_shutdowns += 1
+            self.namespaces.end_power_cycle()
         self.disable()
         self.registers.reset()
 
@@ -144,6 +146,7 @@ class Controller:
         """
         self._join_flush()
         namespace = self.namespaces.detach(nsid)
+        self.health.forget(nsid)
         self._namespace_changed(nsid)
         return namespace
 
@@ -155,6 +158,23 @@ class Controller:
         self._join_flush()
         self.namespaces.resize(nsid, size)
         self._namespace_changed(nsid)
+
+    def protect_namespace(self, nsid: int, state: WriteProtection) -> None:
+        """Change a namespace's write protection and tell the host; KeyError, or OSError.
+
+        The operator may leave any state, which a host may not.
+        """
+        self._join_flush()
+        if state is not self.namespaces[nsid].protection:
+            self.namespaces.protect(nsid, state)
+            self._namespace_changed(nsid)
+
+    def limit_namespace(self, nsid: int, iops: float, bps: float, burst: float) -> None:
+        """Let a namespace do `iops` commands and `bps` bytes a second, 0: any number.
+
+        What it doesn't use it may make up for within `burst` seconds. KeyError if there is none.
+        """
+        self._engine.limit_namespace(self.namespaces[nsid].nsid, iops, bps, burst)
 
     def close(self) -> None:
         """Stop: no queue is left, and no flush under way."""
@@ -223,8 +243,14 @@ class Controller:
                 self._doorbell_error(event, ErrorEvent.INVALID_DOORBELL_WRITE_VALUE)
             case "io-error":
                 self.errors.add(
-                    event.status, sqid=event.qid, cid=event.cid, nsid=event.nsid, lba=event.lba
+                    event.status,
+                    sqid=event.qid,
+                    cid=event.cid,
+                    nsid=event.nsid,
+                    lba=event.lba,
+                    phase=event.phase,
                 )
+                self._note_health(event)
             case "bus-error":
                 log.error("the guest's memory went away: controller fatal status")
                 self.registers.fail()
@@ -232,6 +258,23 @@ class Controller:
     def _doorbell_error(self, event: Event, information: ErrorEvent) -> None:
         self.errors.add(0, sqid=event.qid)
         self.events.post(EventType.ERROR_STATUS, information, LogPage.ERROR_INFORMATION)
+
+    def _note_health(self, event: Event) -> None:
+        """Tell of storage that fails, once: the SMART log keeps what is wrong with it."""
+        writable = self.namespaces.writable()
+        before = self.health.warnings(writable)
+        if event.nsid not in self.namespaces:
+            return
+        if event.nsid in writable or event.status & 0x7FF != Status.NAMESPACE_IS_WRITE_PROTECTED:
+            self.health.note(event.status, event.nsid)
+        new = self.health.warnings(writable) & ~before
+        # Critical Warning's bits and those that ask for their events are the same.
+        if new and self._features.wants(new):
+            self.events.post(
+                EventType.SMART_HEALTH_STATUS,
+                HealthEvent.NVM_SUBSYSTEM_RELIABILITY,
+                LogPage.SMART_HEALTH_INFORMATION,
+            )
 
     def _namespace_changed(self, nsid: int) -> None:
         if not self._features.namespace_notices:

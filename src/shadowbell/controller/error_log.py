@@ -27,14 +27,18 @@ class ErrorLog:
         location: int = NO_LOCATION,
         nsid: int = 0,
         lba: int = 0,
+        phase: int = 0,
     ) -> None:
-        """Add an error; `status` is SCT << 8 | SC, perhaps with Do Not Retry in bit 14."""
+        """Add an error; `status` is SCT << 8 | SC, perhaps with Do Not Retry in bit 14, and
+        `phase` the completion's Phase Tag.
+        """
         self.count += 1
         entry = ErrorInformation()
         entry.error_count = self.count
         entry.sqid = sqid
         entry.cid = cid
         entry.status = status & 0x7FFF
+        entry.phase = phase
         entry.parameter_error_location = location
         entry.nsid = nsid
         entry.lba = lba

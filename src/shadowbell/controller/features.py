@@ -18,6 +18,7 @@ from shadowbell.nvme.features import (
     TIMESTAMP_SIZE,
     FeatureCapability,
     Select,
+    WriteProtection,
 )
 from shadowbell.nvme.fields import bits
 
@@ -99,6 +100,9 @@ class Features:
             Feature.IO_COMMAND_SET_PROFILE: Definition(0x1FF, check=_check_profile),
             Feature.SOFTWARE_PROGRESS_MARKER: Definition(0xFF, persistent=True),
             Feature.HOST_IDENTIFIER: Definition(1),
+            Feature.NAMESPACE_WRITE_PROTECTION_CONFIG: Definition(
+                0b111, namespace_specific=True, persistent=True, check=self._check_protection
+            ),
         }
         self._values: dict[tuple[int, int], int] = {}
         self._uncoalesced = {_ADMIN_VECTOR}
@@ -118,8 +122,11 @@ class Features:
     @property
     def namespace_notices(self) -> bool:
         """Whether the host wants to hear of changed namespaces."""
-        configuration = self._value(Feature.ASYNCHRONOUS_EVENT_CONFIGURATION)
-        return bool(configuration & EventConfiguration.NAMESPACE_ATTRIBUTE_NOTICES)
+        return self.wants(EventConfiguration.NAMESPACE_ATTRIBUTE_NOTICES)
+
+    def wants(self, event: int) -> bool:
+        """Whether the host asked for an event (a bit of `EventConfiguration`)."""
+        return bool(self._value(Feature.ASYNCHRONOUS_EVENT_CONFIGURATION) & event)
 
     def scopes(self) -> Iterator[tuple[int, bool]]:
         """The supported feature identifiers and whether each is namespace specific."""
@@ -166,6 +173,10 @@ class Features:
                 vector = command.bits(11, 15, 0)
                 disabled = self._uncoalesced if current else {_ADMIN_VECTOR}
                 return (vector in disabled) << 16 | vector, b""
+            case Feature.NAMESPACE_WRITE_PROTECTION_CONFIG if current:
+                namespace = self._namespaces.active(nsid)
+                assert namespace is not None
+                return namespace.protection, b""
         return (self._value(fid, nsid) if current else definition.default), b""
 
     def set(self, command: Command, data: Callable[[int], bytes]) -> int:
@@ -196,6 +207,9 @@ class Features:
                 if bits(value, 16, 16):
                     self._uncoalesced |= vector
                 self._coalesce()
+            case Feature.NAMESPACE_WRITE_PROTECTION_CONFIG:
+                for target in self._targets(nsid):
+                    self._namespaces.protect(target, WriteProtection(value))
             case Feature.NUMBER_OF_QUEUES:
                 return definition.default  # what we allocate, whatever was asked for
             case _:
@@ -224,12 +238,7 @@ class Features:
         return self._values.get((fid, key), definition.default)
 
     def _store(self, fid: int, nsid: int, value: int, definition: Definition) -> None:
-        if not definition.namespace_specific:
-            targets = [0]
-        elif nsid == NSID_ALL:
-            targets = [namespace.nsid for namespace in self._namespaces]
-        else:
-            targets = [nsid]
+        targets = self._targets(nsid) if definition.namespace_specific else [0]
         if definition.apply is None:
             self._values.update({(fid, target): value for target in targets})
             return
@@ -243,6 +252,21 @@ class Features:
                 self._values = kept
                 raise CommandError(Status.INTERNAL_ERROR, location(11)) from error
 
+    def _targets(self, nsid: int) -> list[int]:
+        return [made.nsid for made in self._namespaces] if nsid == NSID_ALL else [nsid]
+
+    def _check_protection(self, command: Command) -> None:
+        """A state that lasts until a power cycle, or is the operator's, can't be left (8.12)."""
+        state = command.bits(11, 2, 0)
+        if state > WriteProtection.UNTIL_POWER_CYCLE:
+            raise invalid_field(11)
+        for nsid in self._targets(command.sqe.nsid):
+            namespace = self._namespaces.active(nsid)
+            assert namespace is not None
+            fixed = namespace.protection is WriteProtection.UNTIL_POWER_CYCLE
+            if (fixed or namespace.read_only) and state != namespace.protection:
+                raise CommandError(Status.FEATURE_NOT_CHANGEABLE, location(11))
+
     def _read_timestamp(self) -> bytes:
         """48 bits of milliseconds, then the origin: 0 a reset, 1 Set Features (bits 51:49)."""
         elapsed = int((time.monotonic() - self._timestamp_from) * 1000)
@@ -250,8 +274,7 @@ class Features:
         return (now | int(self._timestamp_set) << 49).to_bytes(TIMESTAMP_SIZE, "little")
 
     def _report_temperature(self) -> None:
-        wanted = self._value(Feature.ASYNCHRONOUS_EVENT_CONFIGURATION)
-        if self.temperature_warning and wanted & EventConfiguration.SMART_TEMPERATURE:
+        if self.temperature_warning and self.wants(EventConfiguration.SMART_TEMPERATURE):
             self._events.post(
                 EventType.SMART_HEALTH_STATUS,
                 HealthEvent.TEMPERATURE_THRESHOLD,

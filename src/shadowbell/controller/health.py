@@ -7,9 +7,11 @@ keeps no such clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
+from shadowbell.nvme import Status
 from shadowbell.nvme.logs import CriticalWarning, SmartHealthInformation
+from shadowbell.nvme.status import DO_NOT_RETRY
 
 from .engine import QueueLedger
 
@@ -27,10 +29,36 @@ class Health:
         self._start = time.monotonic()
         self.power_cycles = 1
         self.unsafe_shutdowns = 0
+        self._failed: set[int] = set()
+        self._read_only: set[int] = set()
 
-    def page(
-        self, ledger: Iterable[QueueLedger], *, errors: int, temperature_warning: bool
-    ) -> bytes:
+    def note(self, status: int, nsid: int) -> None:
+        """A command of a namespace that isn't write protected ended with `status`."""
+        match status & 0x7FF:
+            case Status.UNRECOVERED_READ_ERROR | Status.WRITE_FAULT:
+                self._failed.add(nsid)
+            case Status.NAMESPACE_NOT_READY if status & DO_NOT_RETRY:
+                self._failed.add(nsid)
+            case Status.NAMESPACE_IS_WRITE_PROTECTED:
+                self._read_only.add(nsid)
+
+    def forget(self, nsid: int) -> None:
+        """The namespace is gone, and what was wrong with it."""
+        self._failed.discard(nsid)
+        self._read_only.discard(nsid)
+
+    def warnings(self, writable: Set[int]) -> int:
+        """Critical Warning bits of the storage behind the namespaces; `writable` are those that
+        are not write protected.
+        """
+        if writable and writable <= self._read_only:
+            return CriticalWarning.READ_ONLY | (
+                CriticalWarning.RELIABILITY_DEGRADED if self._failed else 0
+            )
+        failed = self._failed or self._read_only
+        return CriticalWarning.RELIABILITY_DEGRADED if failed else 0
+
+    def page(self, ledger: Iterable[QueueLedger], *, errors: int, critical_warning: int) -> bytes:
         """Log 02h, from the counters of all queues and the number of error log entries ever."""
         queues = list(ledger)
         read = sum(queue.bytes_read for queue in queues)
@@ -40,7 +68,7 @@ class Health:
             return sum(queue.commands.get(name, 0) for queue in queues for name in names)
 
         log = SmartHealthInformation()
-        log.critical_warning = CriticalWarning.TEMPERATURE if temperature_warning else 0
+        log.critical_warning = critical_warning
         log.composite_temperature = TEMPERATURE_KELVINS
         log.available_spare = 100
         log.available_spare_threshold = 10

@@ -15,6 +15,7 @@ from shadowbell.nvme.identify_controller import (
     IdentifyController,
     IdentifyControllerNvm,
     Lpa,
+    Nwpc,
     Oacs,
     Oaes,
     Oncs,
@@ -90,6 +91,7 @@ def identify_controller(
     data.awun = data.awupf = data.acwu = 0
     # Also without a file: one can be added while the host runs.
     data.vwc = Vwc.PRESENT | Vwc.FLUSH_ALL_SUPPORTED
+    data.nwpc = Nwpc.WRITE_PROTECT | Nwpc.UNTIL_POWER_CYCLE
     data.sgls = Sgls.SUPPORTED
     # Room for every byte of a serial number; an NQN has no spaces.
     data.subnqn = (NQN_PREFIX + serial.strip().replace(" ", "-"))[:_NQN_MAX]

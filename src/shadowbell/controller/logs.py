@@ -12,6 +12,7 @@ from shadowbell.nvme.logs import (
     NVME_MI_EFFECTS_SIZE,
     CommandEffects,
     CommandsSupportedAndEffects,
+    CriticalWarning,
     FeatureIdentifiersSupportedAndEffects,
     FirmwareSlotInformation,
     SupportedLogPages,
@@ -115,7 +116,8 @@ class Logs:
         return self._health.page(
             self._engine.ledger(),
             errors=self._errors.count,
-            temperature_warning=self._features.temperature_warning,
+            critical_warning=self._health.warnings(self._namespaces.writable())
+            | (CriticalWarning.TEMPERATURE if self._features.temperature_warning else 0),
         )
 
     def _firmware_slots(self) -> bytes:

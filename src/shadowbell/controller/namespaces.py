@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 
 from shadowbell.block import Backend
 from shadowbell.nvme import NSID_ALL, Status
+from shadowbell.nvme.features import WriteProtection
 from shadowbell.nvme.identify import (
     IdentifierType,
     NamespaceList,
@@ -36,13 +37,13 @@ MAX_NAMESPACES = 256
 _PREFERRED_GRANULARITY = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Namespace:
     """A namespace: `backend.size` bytes in blocks of `lba` bytes (512 or 4096).
 
     EUI64, NGUID and UUID follow from `serial`, `nsid` and `succession` alone, so a disk keeps its
     names over restarts of the process. `succession` counts the other disks that had the identifier
-    before it, so that none is taken for another.
+    before it, so that none is taken for another. `read_only` is write protection for good.
     """
 
     nsid: int
@@ -52,6 +53,11 @@ class Namespace:
     lba: int = 512
     read_only: bool = False
     succession: int = 0
+    protection: WriteProtection = field(default=WriteProtection.NONE, init=False)
+
+    def __post_init__(self) -> None:
+        if self.read_only:
+            self.protection = WriteProtection.WRITE_PROTECT
 
     @cached_property
     def _digest(self) -> bytes:
@@ -119,7 +125,7 @@ class Namespace:
         )
 
     def _attributes(self) -> int:
-        return Nsattr.WRITE_PROTECTED if self.read_only else 0
+        return Nsattr.WRITE_PROTECTED if self.protection else 0
 
 
 class NamespaceTable:
@@ -133,8 +139,15 @@ class NamespaceTable:
     def __iter__(self) -> Iterator[Namespace]:
         return (self._by_nsid[nsid] for nsid in sorted(self._by_nsid))
 
+    def __getitem__(self, nsid: int) -> Namespace:
+        return self._by_nsid[nsid]
+
     def __contains__(self, nsid: int) -> bool:
         return nsid in self._by_nsid
+
+    def writable(self) -> set[int]:
+        """Those that are not write protected."""
+        return {nsid for nsid, made in self._by_nsid.items() if not made.protection}
 
     def attach(self, namespace: Namespace) -> None:
         """Make `namespace` usable; ValueError when its identifier is taken or out of range."""
@@ -144,7 +157,7 @@ class NamespaceTable:
         if nsid in self._by_nsid:
             raise ValueError(f"namespace id {nsid} is in use")
         shift = namespace.lba.bit_length() - 1
-        self._engine.attach_namespace(nsid, namespace.backend, shift, namespace.read_only)
+        self._engine.attach_namespace(nsid, namespace.backend, shift, bool(namespace.protection))
         self._by_nsid[nsid] = namespace
 
     def detach(self, nsid: int) -> Namespace:
@@ -156,6 +169,19 @@ class NamespaceTable:
     def resize(self, nsid: int, size: int) -> None:
         """Make a namespace `size` bytes, whole blocks; KeyError when there is none, or OSError."""
         self._engine.resize_namespace(self._by_nsid[nsid].nsid, size)
+
+    def protect(self, nsid: int, state: WriteProtection) -> None:
+        """Change a namespace's write protection, which flushes it first; KeyError, or OSError."""
+        namespace = self._by_nsid[nsid]
+        if bool(state) != bool(namespace.protection):
+            self._engine.protect_namespace(nsid, bool(state))
+        namespace.protection = state
+
+    def end_power_cycle(self) -> None:
+        """Take back the protection that lasts until a power cycle."""
+        for namespace in self._by_nsid.values():
+            if namespace.protection is WriteProtection.UNTIL_POWER_CYCLE:
+                self.protect(namespace.nsid, WriteProtection.NONE)
 
     def active(self, nsid: int) -> Namespace | None:
         """The namespace `nsid` of a command, None when inactive (Base 2.0, section 3.2.1.3).

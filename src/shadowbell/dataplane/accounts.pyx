@@ -10,6 +10,7 @@ from shadowbell.dataplane.layout cimport (
     EVENT_RING,
     HISTOGRAM_BUCKETS,
     OPCODES,
+    PHASE_SHIFT,
     Counters,
     EngineState,
     EventRecord,
@@ -39,7 +40,8 @@ cdef list take_events(EngineState *state, Memory memory):
         record = &records[i]
         if record.kind != EVENT_BUS_ERROR or memory.bus_error():
             events.append(Event(EVENT_KINDS[record.kind], record.qid, record.cid,
-                                record.status, record.nsid, record.lba))
+                                record.status & 0x7FFF, record.nsid, record.lba,
+                                record.status >> PHASE_SHIFT))
     return events
 
 

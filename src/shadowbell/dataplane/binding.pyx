@@ -23,6 +23,7 @@ from shadowbell.dataplane.layout cimport (
     SubmissionQueue,
 )
 from shadowbell.dataplane.live cimport count_live
+from shadowbell.dataplane.throttle cimport free_held, new_held
 
 from shadowbell.dataplane.dma import DmaError
 
@@ -80,6 +81,12 @@ cdef class Binding:
         sq = <SubmissionQueue *> calloc(1, sizeof(SubmissionQueue))
         if sq == NULL:
             raise MemoryError
+        if qid:
+            try:
+                sq.held = new_held()
+            except OSError:
+                free(sq)
+                raise
         sq.qid = qid
         sq.entries = entries
         sq.cq = cq
@@ -97,6 +104,7 @@ cdef class Binding:
     cdef void drop_sq(self, int qid):
         if self.state.sqs[qid] != NULL:
             withdraw_ioeventfd(self.state.sqs[qid])
+            free_held(self.state.sqs[qid].held)
             free(self.state.sqs[qid])
             self.state.sqs[qid] = NULL
             del self.places[qid, False]

@@ -7,7 +7,7 @@ namespaces flushes one after the other.
 Not implemented: Write Uncorrectable, Copy, reservations, fused operations, metadata.
 """
 
-from libc.errno cimport EAGAIN, EFAULT, ENOSPC, EOPNOTSUPP, EROFS, ETIMEDOUT
+from libc.errno cimport EOPNOTSUPP
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -28,6 +28,7 @@ from shadowbell.block.backend cimport (
     bounce_take,
 )
 from shadowbell.dataplane.events cimport push_event
+from shadowbell.dataplane.faults cimport is_media_error, status_of_errno
 from shadowbell.dataplane.includes.cpu cimport likely, unlikely
 from shadowbell.dataplane.includes.uring cimport iovec
 from shadowbell.dataplane.interrupts cimport want_interrupt
@@ -35,6 +36,8 @@ from shadowbell.dataplane.layout cimport (
     DMA_READ_ACCESS,
     DMA_WRITE_ACCESS,
     EVENT_IO_ERROR,
+    PHASE_SHIFT,
+    SQE_SIZE,
     MAX_IOVECS,
     MAX_NAMESPACES,
     MAX_TRANSFER,
@@ -56,21 +59,17 @@ from shadowbell.dataplane.queues cimport (
     ticks_to_ns,
 )
 from shadowbell.dataplane.status cimport (
-    CAPACITY_EXCEEDED,
     COMPARE_FAILURE,
     DATA_TRANSFER_ERROR,
     DO_NOT_RETRY,
-    INTERNAL_ERROR,
     INVALID_COMMAND_OPCODE,
     INVALID_FIELD_IN_COMMAND,
     INVALID_NAMESPACE_OR_FORMAT,
     LBA_OUT_OF_RANGE,
-    NAMESPACE_NOT_READY,
     NAMESPACE_WRITE_PROTECTED,
     SUCCESS,
-    UNRECOVERED_READ_ERROR,
-    WRITE_FAULT,
 )
+from shadowbell.dataplane.throttle cimport must_wait, take_held
 from shadowbell.dataplane.transfer cimport build_iov
 
 cdef enum Opcode:
@@ -88,6 +87,8 @@ cdef enum:
     DEAC_BIT = 1 << 25
     AD_BIT = 1 << 2            # Dataset Management: deallocate
     RANGE_SIZE = 16            # bytes of a Dataset Management range
+    HELD = 0x10000             # no status: the command waits for its namespace's limits
+    HELD_BATCH = 64            # held commands that are started in a round
 
 cdef enum Next:
     FINISHED                   # the command has its status
@@ -100,15 +101,18 @@ cdef packed struct Range:
     uint64_t lba
 
 
-cdef void start_command(ThreadState *thread, SubmissionQueue *sq,
-                        const uint8_t *sqe) noexcept nogil:
-    """Start a command; its completion slot and a request were made sure of by the caller."""
+cdef void start_command(ThreadState *thread, SubmissionQueue *sq, const uint8_t *sqe,
+                        uint64_t since, bint later) noexcept nogil:
+    """Start a command; its completion slot and a request were made sure of by the caller.
+
+    since: ticks, when it was fetched. later: it was held before, and its time has come.
+    """
     cdef Request *request
     cdef uint32_t status
     thread.free_count -= 1
     request = thread.free_requests[thread.free_count]
     request.sq = sq
-    request.start = thread.now
+    request.start = since
     request.opcode = sqe[0]
     request.cid = (<const uint16_t *> (sqe + 2))[0]
     request.nsid = (<const uint32_t *> (sqe + 4))[0]
@@ -117,17 +121,40 @@ cdef void start_command(ThreadState *thread, SubmissionQueue *sq,
     request.data_length = 0
     request.lba = 0
     request.index = 0
-    status = decode(thread, request, sqe)
+    status = decode(thread, request, sqe, later)
     if likely(status == SUCCESS):
-        proceed(thread, request, False)
+        proceed(thread, request, later)
+    elif status == HELD:
+        thread.free_count += 1  # the request is still where it was taken from
     else:
         finish_command(thread, request, status | DO_NOT_RETRY
-                       if status != DATA_TRANSFER_ERROR else status, False)
+                       if status != DATA_TRANSFER_ERROR else status, later)
+
+
+cdef bint start_held(ThreadState *thread) noexcept nogil:
+    """Start the held commands whose time has come, a batch of them; False: there is none."""
+    cdef uint8_t sqe[SQE_SIZE]
+    cdef SubmissionQueue *sq = NULL
+    cdef uint64_t arrived
+    cdef uint32_t started = 0
+    while started < HELD_BATCH and thread.free_count and take_held(thread, sqe, &sq, &arrived):
+        start_command(thread, sq, sqe, arrived, True)
+        started += 1
+    return started != 0
+
+
+cdef void refuse_command(ThreadState *thread, SubmissionQueue *sq, const uint8_t *sqe,
+                         uint64_t since) noexcept nogil:
+    """End a fetched command whose namespace went away before it was started."""
+    account(thread, sq, sqe[0], INVALID_FIELD_IN_COMMAND | DO_NOT_RETRY,
+            (<const uint16_t *> (sqe + 2))[0], (<const uint32_t *> (sqe + 4))[0], 0)
+    sq.counters.latency[latency_bucket(ticks_to_ns(thread, thread.now - since))] += 1
 
 
 # --- decoding -------------------------------------------------------------------------------------
 
-cdef uint32_t decode(ThreadState *thread, Request *request, const uint8_t *sqe) noexcept nogil:
+cdef uint32_t decode(ThreadState *thread, Request *request, const uint8_t *sqe,
+                     bint later) noexcept nogil:
     """Check the command and fill in its first block request; returns a status."""
     cdef EngineState *engine = request.sq.engine
     cdef uint8_t opcode = request.opcode
@@ -159,6 +186,9 @@ cdef uint32_t decode(ThreadState *thread, Request *request, const uint8_t *sqe) 
         return INVALID_FIELD_IN_COMMAND  # valid but inactive: Base 2.0, 3.2.1.4
     request.ns = engine.namespaces[index]
     request.block.backend = request.ns.backend
+    if unlikely(request.ns.throttle != NULL) and not later and must_wait(
+            thread, request.sq, request.ns, sqe):
+        return HELD
     if unlikely(request.ns.read_only
                 and (opcode == WRITE or opcode == WRITE_ZEROES
                      or opcode == DATASET_MANAGEMENT)):
@@ -341,7 +371,7 @@ cdef uint32_t outcome(Request *request) noexcept nogil:
     """The status of a command whose last block request is done."""
     cdef int result = request.block.result
     cdef const uint8_t *data
-    cdef uint32_t i
+    cdef uint32_t i, status
     if likely(result >= 0):
         if request.step == STEP_COMPARE:
             data = <const uint8_t *> request.scratch
@@ -350,18 +380,10 @@ cdef uint32_t outcome(Request *request) noexcept nogil:
                     return COMPARE_FAILURE
                 data += request.iov[i].iov_len
         return SUCCESS
-    if result == -EFAULT:
-        return DATA_TRANSFER_ERROR
-    if result == -ENOSPC:
-        return CAPACITY_EXCEEDED
-    if result == -EROFS:
-        return NAMESPACE_WRITE_PROTECTED | DO_NOT_RETRY
-    if result == -EAGAIN or result == -ETIMEDOUT:
-        return NAMESPACE_NOT_READY  # what it lives on can't be reached now
-    request.sq.counters.media_errors += 1
-    if request.block.op == BLOCK_READ:
-        return UNRECOVERED_READ_ERROR
-    return WRITE_FAULT if request.block.op == BLOCK_WRITE else INTERNAL_ERROR
+    status = status_of_errno(request.block.op, -result)
+    if is_media_error(status):
+        request.sq.counters.media_errors += 1
+    return status
 
 
 cdef void wait_for_room(ThreadState *thread, Request *request) noexcept nogil:
@@ -391,27 +413,32 @@ cdef bint retry_waiting(ThreadState *thread) noexcept nogil:
 cdef void finish_command(ThreadState *thread, Request *request, uint32_t status,
                          bint later) noexcept nogil:
     cdef SubmissionQueue *sq = request.sq
-    cdef uint8_t opcode = request.opcode
     if request.scratch != NULL:
         bounce_give(&thread.block, request.scratch)
-    sq.counters.commands[opcode if opcode < OPCODES else OPCODES - 1] += 1
     if likely(status == SUCCESS):
-        if opcode == READ:
+        if request.opcode == READ:
             sq.counters.bytes_read += request.data_length
-        elif opcode == WRITE:
+        elif request.opcode == WRITE:
             sq.counters.bytes_written += request.data_length
-    else:
-        sq.counters.errors += 1
-        sq.cq.urgent = True
-        push_event(sq.engine, EVENT_IO_ERROR, sq.qid, request.cid, status, request.nsid,
-                   request.lba)
     if later:
         sq.counters.latency[latency_bucket(ticks_to_ns(thread, thread.now - request.start))] += 1
     else:
         thread.finished_now += 1
-    sq.inflight -= 1
-    sq.cq.reserved -= 1
-    post_completion(sq.cq, 0, sq.head, sq.qid, request.cid, status)
-    want_interrupt(thread, sq.cq)
+    account(thread, sq, request.opcode, status, request.cid, request.nsid, request.lba)
     thread.free_requests[thread.free_count] = request
     thread.free_count += 1
+
+
+cdef void account(ThreadState *thread, SubmissionQueue *sq, uint8_t opcode, uint32_t status,
+                  uint16_t cid, uint32_t nsid, uint64_t lba) noexcept nogil:
+    """Count a command that ended, and post its completion."""
+    sq.counters.commands[opcode if opcode < OPCODES else OPCODES - 1] += 1
+    if unlikely(status != SUCCESS):
+        sq.counters.errors += 1
+        sq.cq.urgent = True
+        push_event(sq.engine, EVENT_IO_ERROR, sq.qid, cid, status | sq.cq.phase << PHASE_SHIFT,
+                   nsid, lba)
+    sq.inflight -= 1
+    sq.cq.reserved -= 1
+    post_completion(sq.cq, 0, sq.head, sq.qid, cid, status)
+    want_interrupt(thread, sq.cq)

@@ -24,8 +24,8 @@ from shadowbell.dataplane.binding cimport DOORBELL_BASE, Binding
 from shadowbell.dataplane.channel cimport doorbell_written
 from shadowbell.dataplane.dma cimport Memory
 from shadowbell.dataplane.events cimport signal_fd
-from shadowbell.dataplane.includes.cpu cimport load32
-from shadowbell.dataplane.iothread cimport IOThread
+from shadowbell.dataplane.includes.cpu cimport load32, ticks
+from shadowbell.dataplane.iothread cimport IOThread, ticks_a_second
 from shadowbell.dataplane.layout cimport (
     MAX_NAMESPACES,
     MAX_QUEUES,
@@ -42,10 +42,12 @@ from shadowbell.dataplane.layout cimport (
     Counters,
     EngineState,
     NamespaceEntry,
+    Throttle,
 )
 from shadowbell.dataplane.live cimport count_live
 from shadowbell.dataplane.pacing cimport in_ticks
 from shadowbell.dataplane.stream cimport Stream
+from shadowbell.dataplane.throttle cimport BYTE_SHIFT
 
 
 cdef extern from "<sys/eventfd.h>":
@@ -56,6 +58,12 @@ cdef extern from "<sys/eventfd.h>":
 
 # Engines take the IOThreads in turn, so that many controllers spread over few threads.
 _turn = itertools.count()
+
+
+cdef void free_namespace(NamespaceEntry *entry) noexcept nogil:
+    if entry != NULL:
+        free(entry.throttle)
+        free(entry)
 
 
 cdef class Engine:
@@ -127,7 +135,7 @@ cdef class Engine:
                 munmap(self.state.doorbells, PAGE_SIZE)
                 count_live(b"engines", -1)
             for i in range(MAX_NAMESPACES):
-                free(self.state.namespaces[i])
+                free_namespace(self.state.namespaces[i])
             free(self.state.counters)
             free(self.state)
         for fd in (self.notify_fd, self.doorbell_fd):
@@ -269,6 +277,8 @@ cdef class Engine:
         if (qid, False) not in self.binding.places:
             raise ValueError(f"no submission queue {qid}")
         with self.paused():
+            # Nobody waits for what it held back, but its completion queue goes on.
+            self.state.sqs[qid].cq.reserved -= self.state.sqs[qid].held.count
             self.binding.drop_sq(qid)
 
     def delete_cq(self, int qid):
@@ -398,7 +408,7 @@ cdef class Engine:
         if nsid not in self.backends:
             raise ValueError(f"namespace {nsid} isn't attached")
         with self.paused():
-            free(self.state.namespaces[nsid - 1])
+            free_namespace(self.state.namespaces[nsid - 1])
             self.state.namespaces[nsid - 1] = NULL
         self.leave(self.backends.pop(nsid))
 
@@ -432,6 +442,41 @@ cdef class Engine:
         with self.paused():
             self.backends[nsid].resize(size)
             entry.blocks = size >> entry.lba_shift
+
+    def protect_namespace(self, int nsid, bint protected):
+        if nsid not in self.backends:
+            raise ValueError(f"namespace {nsid} isn't attached")
+        with self.paused():
+            if protected:
+                self.backends[nsid].flush()
+            self.state.namespaces[nsid - 1].read_only = protected
+
+    def limit_namespace(self, int nsid, double iops, double bps, double burst):
+        cdef NamespaceEntry *entry
+        cdef Throttle *throttle = NULL
+        cdef uint32_t i
+        if nsid not in self.backends:
+            raise ValueError(f"namespace {nsid} isn't attached")
+        entry = self.state.namespaces[nsid - 1]
+        second = ticks_a_second()
+        with self.paused():
+            if iops or bps:
+                throttle = entry.throttle
+                if throttle == NULL:
+                    throttle = <Throttle *> calloc(1, sizeof(Throttle))
+                if throttle == NULL:
+                    raise MemoryError
+                throttle.command_cost = max(round(second / iops), 1) if iops else 0
+                throttle.byte_cost = max(round(second / bps * 2**BYTE_SHIFT), 1) if bps else 0
+                throttle.burst = round(second * burst)
+                throttle.next_command = throttle.next_byte = ticks()
+            else:
+                free(entry.throttle)
+            entry.throttle = throttle
+            # Times that were taken under other limits no longer hold.
+            for i in range(1, self.state.max_queues + 1):
+                if self.state.sqs[i] != NULL:
+                    self.state.sqs[i].held.flows[nsid - 1].due = 0
 
     def flush_all(self):
         with self.paused():

@@ -16,6 +16,8 @@ queues are served meanwhile. Why nothing is lost, done twice or written by two:
   ring's that it ended belongs to a value that is in the shadow already, and adopting looks there.
 - A host that was told to ring (EventIdx is the tail) still rings, and adopting takes that back.
 
+What limits hold back isn't under way and stays with its queue (throttle.pxd): the new thread starts it.
+
 A queue waits for its own commands only while it moves. When those take longer than the control plane
 wants to wait, the move is abandoned and the old thread goes on where it stopped.
 """
@@ -27,6 +29,7 @@ from shadowbell.dataplane.interrupts cimport flush_interrupts
 from shadowbell.dataplane.kick cimport activate, retire
 from shadowbell.dataplane.layout cimport CompletionQueue, SubmissionQueue, ThreadState
 from shadowbell.dataplane.ring cimport await_ioeventfd, cancel_ioeventfd
+from shadowbell.dataplane.throttle cimport held_of, hold_again, let_go
 
 
 cdef int release(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
@@ -41,13 +44,14 @@ cdef int release(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
         if sq.thread == thread:
             store_ptr(&sq.thread, NULL)
             stop_polling(thread, sq)
-        if sq.inflight:
+            let_go(thread, sq.engine, sq)
+        if sq.inflight != held_of(sq):
             drained = False
         if sq.ioeventfd_awaited:
             cancel_ioeventfd(thread, sq)
             drained = False
     if drained:
-        let_go(thread, cq)
+        forget(thread, cq)
         return HANDOVER_DONE
     if load32(&thread.mailbox.abandoned):
         keep(thread, cq)
@@ -64,7 +68,7 @@ cdef void stop_polling(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
             i += 1
 
 
-cdef void let_go(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
+cdef void forget(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
     cdef uint32_t i = 0
     flush_interrupts(thread, cq.engine, cq)
     while i < thread.queue_count:
@@ -86,6 +90,7 @@ cdef void keep(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
             store_ptr(&sq.thread, thread)
             fence()
             activate(thread, sq)
+            hold_again(thread, sq)
             if sq.ioeventfd >= 0 and not sq.ioeventfd_awaited:
                 await_ioeventfd(thread, sq)  # else the cancelled read's end does it
 
@@ -110,5 +115,6 @@ cdef void take_up(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
     thread.queue_count += 1
     thread.io_queue_count += sq.qid != 0
     activate(thread, sq)
+    hold_again(thread, sq)
     if sq.ioeventfd >= 0:
         await_ioeventfd(thread, sq)

@@ -1,6 +1,8 @@
 from shadowbell.block.backend cimport BlockState
 from shadowbell.dataplane.layout cimport CompletionQueue, EngineState, ThreadState
 
+cdef double ticks_a_second()
+
 cdef class IOThread:
     cdef ThreadState state
     cdef readonly int index

@@ -98,6 +98,10 @@ cdef uint64_t ns_factor = measure_ns_factor()
 cdef uint64_t tick_factor = (<uint64_t> 1 << 40) // ns_factor
 
 
+cdef double ticks_a_second():
+    return 1e9 * 2**20 / ns_factor
+
+
 cdef class IOThread:
     """A thread that serves queue pairs of any number of engines.
 

@@ -26,6 +26,7 @@ cdef enum:
     MAX_REQUESTS = 1024        # commands under way per IOThread
     MAX_SERVED = 131072        # queues per IOThread
     EVENT_RING = 64
+    PHASE_SHIFT = 15
     HISTOGRAM_BUCKETS = 256    # log-linear: 4 buckets an octave of nanoseconds
     OPCODES = 16               # I/O opcodes counted one by one; the last takes all others
 
@@ -133,6 +134,7 @@ cdef struct SubmissionQueue:
     bint ioeventfd_awaited     # the thread's ring reads it
     bint ioeventfd_cancelled
     uint64_t ioeventfd_value
+    Held *held                 # commands that wait for a namespace's limits; NULL: admin queue
     uint8_t *page_storage[SQ_PAGES]
 
 cdef struct NamespaceEntry:
@@ -140,6 +142,40 @@ cdef struct NamespaceEntry:
     uint64_t blocks
     uint32_t lba_shift
     bint read_only
+    Throttle *throttle         # NULL: no limits
+
+# --- limits (throttle.pxd) ----------------------------------------------------------------------
+
+# Of a namespace; all IOThreads change the two times, the control plane the rest.
+cdef struct Throttle:
+    uint64_t next_command      # ticks: when the next command may start
+    uint64_t next_byte
+    uint64_t command_cost      # ticks; 0: no limit
+    uint64_t byte_cost         # ticks << BYTE_SHIFT; 0: no limit
+    uint64_t burst             # ticks that may be saved up
+
+cdef struct HeldCommand:
+    uint64_t arrived           # ticks
+    uint32_t next              # the following one's number, 0: none
+    uint8_t sqe[SQE_SIZE]
+
+# What one queue holds of one namespace's commands, oldest first, by their numbers from 1.
+cdef struct Flow:
+    uint64_t due               # ticks: when the first may start
+    SubmissionQueue *sq
+    Flow *left
+    Flow *right
+    uint32_t rank
+    uint32_t index             # of the namespace
+    uint32_t first
+    uint32_t last
+
+cdef struct Held:
+    uint32_t count
+    uint32_t used              # commands beyond have never been taken
+    uint32_t spare
+    Flow flows[MAX_NAMESPACES]
+    HeldCommand commands[MAX_ENTRIES]
 
 # --- a command under way ----------------------------------------------------------------------
 
@@ -174,7 +210,7 @@ cdef struct EventRecord:
     int kind
     uint16_t qid
     uint16_t cid
-    uint32_t status
+    uint32_t status            # Do Not Retry in bit 14, the completion's phase in PHASE_SHIFT
     uint32_t nsid
     uint64_t lba
 
@@ -277,6 +313,7 @@ cdef struct ThreadState:
     uint32_t free_count
     Request *waiting               # commands that wait for a bounce buffer or a ring entry
     Request **waiting_tail
+    Flow *held                     # the earliest of what waits for limits
     uint64_t now                   # ticks, read once a round
     uint32_t finished_now          # commands that ended while they were being started
     Pace pace

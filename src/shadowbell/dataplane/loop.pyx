@@ -12,7 +12,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from shadowbell.block.backend cimport BlockContext
 from shadowbell.block.sources cimport run_timers, take_notes
 from shadowbell.dataplane.arrivals cimport reap
-from shadowbell.dataplane.commands cimport retry_waiting
+from shadowbell.dataplane.commands cimport retry_waiting, start_held
 from shadowbell.dataplane.dma cimport bus_error_count
 from shadowbell.dataplane.doorbells cimport arm
 from shadowbell.dataplane.events cimport push_event, signal_fd
@@ -54,11 +54,18 @@ from shadowbell.dataplane.pacing cimport (
     REST_POLL,
     how_to_rest,
     idle_queue_span,
+    in_ticks,
     napped,
     worked,
 )
-from shadowbell.dataplane.queues cimport completion_room, serve
+from shadowbell.dataplane.queues cimport completion_room, serve, ticks_to_ns
 from shadowbell.dataplane.ring cimport await_kick, await_wide
+from shadowbell.dataplane.throttle cimport held_ticks
+
+cdef enum:
+    # While something is held nobody polls: several held commands start at a time, none the earlier.
+    HELD_SHORTEST_NS = 100000
+    HELD_LONGEST_NS = 1000000000
 
 
 cdef void run(ThreadState *thread) noexcept nogil:
@@ -90,6 +97,8 @@ cdef void run(ThreadState *thread) noexcept nogil:
             run_timers(&thread.block, clock_ns())
         if thread.waiting != NULL and retry_waiting(thread):
             busy = True
+        if thread.held != NULL and start_held(thread):
+            busy = True
         if serve_active(thread, idle_queue_span(&thread.pace)):
             busy = True
         submit_all(thread)
@@ -102,6 +111,9 @@ cdef void run(ThreadState *thread) noexcept nogil:
             continue
         resting = how_to_rest(&thread.pace, thread.now, thread.io_queue_count != 0,
                               thread.mapped_count != 0, &nap)
+        if thread.held != NULL and resting == REST_POLL and not thread.pace.always:
+            resting = REST_NAP
+            nap = in_ticks(&thread.pace, HELD_SHORTEST_NS)
         if resting == REST_POLL or thread.block.polling:  # the polled ring wakes nobody
             relax()
         else:
@@ -211,6 +223,8 @@ cdef void rest(ThreadState *thread, uint64_t nap) noexcept nogil:
         ns = min(ns, due) if ns else due
     if thread.block.next_due:
         ns = until_timer(thread, ns)
+    if thread.held != NULL:
+        ns = until_held(thread, ns)
     if ns:
         timeout.tv_sec = ns // 1000000000
         timeout.tv_nsec = ns % 1000000000
@@ -226,6 +240,13 @@ cdef uint64_t until_timer(ThreadState *thread, uint64_t nap) noexcept nogil:
     """Shorten a nap, or a sleep (0), to end with the first timer of a back end's."""
     cdef uint64_t now = clock_ns()
     cdef uint64_t left = thread.block.next_due - now if thread.block.next_due > now else 1
+    return min(nap, left) if nap else left
+
+
+cdef uint64_t until_held(ThreadState *thread, uint64_t nap) noexcept nogil:
+    """Shorten a nap, or a sleep (0), to end when the first held command may start."""
+    cdef uint64_t left = min(held_ticks(thread), in_ticks(&thread.pace, HELD_LONGEST_NS))
+    left = max(ticks_to_ns(thread, left), <uint64_t> HELD_SHORTEST_NS)
     return min(nap, left) if nap else left
 
 

@@ -17,6 +17,7 @@ class Event(NamedTuple):
     status: int
     nsid: int
     lba: int
+    phase: int = 0  # the Phase Tag of an io-error's completion
 
 
 class TransferError(Exception):

@@ -1,9 +1,10 @@
 """What the control plane asks of an IOThread: to let go of queues and to take them up again."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from shadowbell.block.backend cimport BlockState
 from shadowbell.dataplane.arrivals cimport read_if_ours
+from shadowbell.dataplane.commands cimport refuse_command
 from shadowbell.dataplane.events cimport signal_fd
 from shadowbell.dataplane.handover cimport HANDOVER_KEPT, HANDOVER_WAITS, adopt, release, take_up
 from shadowbell.dataplane.interrupts cimport flush_interrupts
@@ -20,12 +21,14 @@ from shadowbell.dataplane.layout cimport (
     OP_RELEASE,
     OP_RESUME,
     OWNER_NONE,
+    SQE_SIZE,
     Channel,
     EngineState,
     SubmissionQueue,
     ThreadState,
 )
 from shadowbell.dataplane.ring cimport TAG_CHANNEL, cancel, cancel_ioeventfd
+from shadowbell.dataplane.throttle cimport held_of, let_go, pop_any
 
 
 cdef bint operate(ThreadState *thread) noexcept nogil:
@@ -72,13 +75,14 @@ cdef bint pause(ThreadState *thread, EngineState *engine) noexcept nogil:
                 retire(thread, i)
             else:
                 i += 1
+        let_go(thread, engine, NULL)
         if engine.channel != NULL and engine.channel.thread == thread:
             engine.channel.held = True
         urge(thread, engine, True)
     for i in range(thread.queue_count):
         if thread.queues[i].engine != engine:
             continue
-        if thread.queues[i].inflight:
+        if thread.queues[i].inflight != held_of(thread.queues[i]):
             drained = False
         if thread.queues[i].ioeventfd_awaited:
             cancel_ioeventfd(thread, thread.queues[i])
@@ -103,6 +107,7 @@ cdef void resume(ThreadState *thread, EngineState *engine) noexcept nogil:
     cdef uint32_t i
     cdef SubmissionQueue *sq
     urge(thread, engine, False)
+    fail_held(thread, engine)
     for i in range(MAX_QUEUES):
         sq = engine.sqs[i]
         if sq != NULL and sq.thread == thread:
@@ -135,6 +140,20 @@ cdef bint leave(ThreadState *thread, BlockState *backend) noexcept nogil:
     """True when the thread no longer knows the back end."""
     return (backend.locals[thread.block.index] == NULL
             or backend.leave(&thread.block, backend))
+
+
+cdef void fail_held(ThreadState *thread, EngineState *engine) noexcept nogil:
+    """End what was held of namespaces that are gone, before another may take their place."""
+    cdef uint8_t sqe[SQE_SIZE]
+    cdef uint64_t arrived
+    cdef uint32_t i, index
+    for i in range(1, MAX_QUEUES):
+        if engine.sqs[i] == NULL or engine.sqs[i].thread != thread or not held_of(engine.sqs[i]):
+            continue
+        for index in range(MAX_NAMESPACES):
+            while (engine.namespaces[index] == NULL
+                   and pop_any(engine.sqs[i].held, index, sqe, &arrived)):
+                refuse_command(thread, engine.sqs[i], sqe, arrived)
 
 
 cdef bint close_channel(ThreadState *thread, Channel *channel) noexcept nogil:

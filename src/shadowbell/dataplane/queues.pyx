@@ -72,7 +72,7 @@ cdef uint32_t serve(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
             sq.head = 0
         if i + 1 < count:
             foresee(sq, sq.pages[sq.head >> 6] + ((sq.head & 63) << 6))
-        start_command(thread, sq, sqe)
+        start_command(thread, sq, sqe, start, False)
     stay_awake(sq, before, tail)
     if thread.finished_now:
         thread.now = ticks()

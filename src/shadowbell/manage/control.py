@@ -21,6 +21,8 @@ import msgspec
 
 from shadowbell.config import parse_namespace
 from shadowbell.errors import UserError
+from shadowbell.limits import Limits
+from shadowbell.manage.disks import Protection
 from shadowbell.manage.listener import Listener
 from shadowbell.manage.outbox import Outbox
 
@@ -68,7 +70,30 @@ class Resize(Request, tag="resize", frozen=True, forbid_unknown_fields=True):
     size: int | None = None
 
 
-AnyRequest = Status | Ledger | AddNamespace | RemoveNamespace | Resize
+class WriteProtect(Request, tag="write-protect", frozen=True, forbid_unknown_fields=True):
+    """Change a namespace's write protection; a host can't leave until-power-cycle, this can."""
+
+    nsid: int
+    state: Protection
+
+
+class Qos(Request, tag="qos", frozen=True, forbid_unknown_fields=True):
+    """Change a namespace's limits, all of them: one that isn't given is none."""
+
+    nsid: int
+    limits: Limits
+
+
+class MoveQueue(Request, tag="move-queue", frozen=True, forbid_unknown_fields=True):
+    """Have another IOThread serve a completion queue; gives whether it does."""
+
+    cqid: int
+    iothread: int
+
+
+AnyRequest = (
+    Status | Ledger | AddNamespace | RemoveNamespace | Resize | WriteProtect | Qos | MoveQueue
+)
 
 
 class Reply(msgspec.Struct, omit_defaults=True):
@@ -96,6 +121,14 @@ def carry_out(port: Port, request: AnyRequest) -> object:
             return None
         case Resize(nsid, size):
             return port.disks.resize(nsid, size)
+        case WriteProtect(nsid, state):
+            port.disks.protect(nsid, state)
+            return None
+        case MoveQueue(cqid, iothread):
+            return port.move_queue(cqid, iothread)
+        case Qos(nsid, limits):
+            port.disks.limit(nsid, limits)
+            return None
 
 
 class ControlSocket:

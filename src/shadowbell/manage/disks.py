@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -15,7 +16,18 @@ from shadowbell.block import Backend, open_backend
 from shadowbell.config import MAX_NAMESPACES, MAX_SIZE, NamespaceConfig
 from shadowbell.controller import Controller, Namespace
 from shadowbell.errors import UserError
+from shadowbell.limits import Limits
 from shadowbell.manage.attachment import Log
+from shadowbell.nvme.features import WriteProtection
+
+Protection = Literal["none", "protect", "until-power-cycle"]
+
+_PROTECTIONS: dict[Protection, WriteProtection] = {
+    "none": WriteProtection.NONE,
+    "protect": WriteProtection.WRITE_PROTECT,
+    "until-power-cycle": WriteProtection.UNTIL_POWER_CYCLE,
+}
+_NAMES = {state: name for name, state in _PROTECTIONS.items()}
 
 
 class NamespaceStatus(msgspec.Struct, kw_only=True):
@@ -27,6 +39,10 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     size: int
     lba: int
     read_only: bool
+    write_protect: str
+    iops: int
+    bps: int
+    burst: float
 
 
 @dataclass
@@ -36,6 +52,7 @@ class Disk:
     config: NamespaceConfig
     backend: Backend
     namespace: Namespace
+    limits: Limits
     size_told: int
     """The size that was last found behind it: a change that can't be used is told once."""
 
@@ -63,6 +80,8 @@ class Disks:
     def serve(self, controller: Controller) -> None:
         """The controller that the namespaces are attached to, from now on."""
         self._controller = controller
+        for disk in self._disks.values():
+            self._limit(disk)
 
     def status(self) -> list[NamespaceStatus]:
         return [self._status(nsid) for nsid in sorted(self._disks)]
@@ -85,9 +104,10 @@ class Disks:
         disk = self._open(nsid, config)
         try:
             self._controller.add_namespace(disk.namespace)
-        except BaseException:
+        except OSError as error:
             disk.backend.close()
-            raise
+            raise UserError(f"can't add {_name(config)}: {error}") from error
+        self._limit(disk)
         self._disks[nsid] = disk
         self._log.info("namespace %d added: %s", nsid, _name(config))
         return nsid
@@ -125,6 +145,24 @@ class Disks:
                 raise UserError(f"can't resize namespace {nsid}: {error}") from error
         self._take_size(disk, size)
         return disk.backend.size
+
+    def protect(self, nsid: int, state: Protection) -> None:
+        """Change a namespace's write protection, whatever state it is in. Raises UserError."""
+        assert self._controller is not None
+        disk = self._find(nsid)
+        if disk.config.read_only:
+            raise UserError(f"namespace {nsid} is served read-only: that can't be changed")
+        try:
+            self._controller.protect_namespace(nsid, _PROTECTIONS[state])
+        except OSError as error:
+            raise UserError(f"can't flush namespace {nsid}: {error}") from error
+        self._log.info("namespace %d: write protection %s", nsid, state)
+
+    def limit(self, nsid: int, limits: Limits) -> None:
+        """Change how much a namespace may do. Raises UserError."""
+        disk = self._find(nsid)
+        disk.limits = limits
+        self._limit(disk)
 
     def look(self) -> None:
         """Notice files and devices that have another size than before."""
@@ -180,7 +218,12 @@ class Disks:
             read_only=config.read_only,
             succession=names.index(name),
         )
-        return Disk(config, backend, namespace, backend.size)
+        return Disk(config, backend, namespace, config.limits, backend.size)
+
+    def _limit(self, disk: Disk) -> None:
+        assert self._controller is not None
+        limits = disk.limits
+        self._controller.limit_namespace(disk.namespace.nsid, limits.iops, limits.bps, limits.burst)
 
     def _find(self, nsid: int) -> Disk:
         disk = self._disks.get(nsid)
@@ -216,6 +259,10 @@ class Disks:
             size=disk.backend.size,
             lba=disk.config.lba,
             read_only=disk.config.read_only,
+            write_protect=_NAMES[disk.namespace.protection],
+            iops=disk.limits.iops,
+            bps=disk.limits.bps,
+            burst=disk.limits.burst,
         )
 
 

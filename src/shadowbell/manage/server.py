@@ -17,7 +17,9 @@ from shadowbell.config import ServerConfig, parse_namespace
 from shadowbell.dataplane import IOThread
 from shadowbell.dataplane.ledger import QueueLedger
 from shadowbell.errors import UserError
+from shadowbell.limits import Limits
 from shadowbell.manage.balancer import Balancer
+from shadowbell.manage.disks import Protection
 from shadowbell.manage.port import ControllerStatus, Port
 
 LOOK_SECONDS = 1.0
@@ -154,6 +156,14 @@ class Server:
         it is. Unless the controller's configuration maps its queues, load may move it again.
         """
         return self._call(lambda: self._port(controller).move_queue(cqid, iothread))
+
+    def write_protect(self, nsid: int, state: Protection, *, controller: str | None = None) -> None:
+        """Change a namespace's write protection, whatever state a host put it into."""
+        self._call(lambda: self._port(controller).disks.protect(nsid, state))
+
+    def limit(self, nsid: int, limits: Limits, *, controller: str | None = None) -> None:
+        """Change how much a namespace may do."""
+        self._call(lambda: self._port(controller).disks.limit(nsid, limits))
 
     def _port(self, controller: str | None) -> Port:
         if controller is None:

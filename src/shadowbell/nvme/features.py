@@ -48,6 +48,15 @@ class Select(IntEnum):
     SUPPORTED_CAPABILITIES = 0b011
 
 
+class WriteProtection(IntEnum):
+    """Write Protection State of Namespace Write Protection Config (section 5.27.1.24)."""
+
+    NONE = 0b000
+    WRITE_PROTECT = 0b001
+    UNTIL_POWER_CYCLE = 0b010
+    PERMANENT = 0b011
+
+
 SAVE = 1 << 31
 """SV of Set Features: bit 31 of Command Dword 10."""
 

@@ -227,6 +227,15 @@ class Oaes:
     FIRMWARE_ACTIVATION_NOTICES = 1 << 9
 
 
+class Nwpc:
+    """Namespace Write Protection Capabilities."""
+
+    WRITE_PROTECT = 1 << 0
+    """No Write Protect and Write Protect are supported."""
+    UNTIL_POWER_CYCLE = 1 << 1
+    PERMANENT = 1 << 2
+
+
 class Ctratt:
     """Controller Attributes."""
 

@@ -40,6 +40,7 @@ class ErrorInformation(Structure):
     sqid = U16(8)
     cid = U16(10)
     status_field = U16(12)
+    phase = Bits(status_field, 0, 0)
     status = Bits(status_field, 15, 1)
     parameter_error_location = U16(14)
     lba = U64(16)

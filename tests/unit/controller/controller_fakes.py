@@ -43,6 +43,7 @@ class FakeEvent:
     status: int = 0
     nsid: int = 0
     lba: int = 0
+    phase: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,12 @@ class FakeEngine:
 
     def resize_namespace(self, nsid: int, size: int) -> None:
         self.log.append(("resize_namespace", nsid, size))
+
+    def protect_namespace(self, nsid: int, protected: bool) -> None:
+        self.log.append(("protect_namespace", nsid, protected))
+
+    def limit_namespace(self, nsid: int, iops: float, bps: float, burst: float) -> None:
+        self.log.append(("limit_namespace", nsid, iops, bps, burst))
 
     def take_events(self) -> Sequence[FakeEvent]:
         taken, self.events = self.events, []

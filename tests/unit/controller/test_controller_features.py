@@ -224,3 +224,64 @@ def test_data_that_can_not_be_read_changes_nothing(host: Host) -> None:
     done = host.do(SET, cdw10=Feature.HOST_IDENTIFIER, prp1=1 << 40)
     assert S(done.status) is S.DATA_TRANSFER_ERROR
     assert host.read(GET, 8, cdw10=Feature.HOST_IDENTIFIER) == bytes(8)
+
+
+PROTECTION = Feature.NAMESPACE_WRITE_PROTECTION_CONFIG
+
+
+def test_write_protection(host: Host) -> None:
+    """Base 2.0, 5.27.1.24 and 8.12: a state of each namespace, which Identify shows."""
+    identify = host.read(AdminOpcode.IDENTIFY, cdw10=1)
+    assert identify[531] == 0b011  # NWPC
+    assert host.do(GET, cdw10=PROTECTION | CAPABILITIES).dw0 == 0b110
+    for state in (1, 0, 1):
+        assert host.do(SET, cdw10=PROTECTION, cdw11=state, nsid=1).status == 0
+        assert host.engine.log[-1] == ("protect_namespace", 1, bool(state))
+        assert host.do(GET, cdw10=PROTECTION, nsid=1).dw0 == state
+        assert host.read(AdminOpcode.IDENTIFY, cdw10=0, nsid=1)[99] == state  # NSATTR
+        assert host.read(AdminOpcode.IDENTIFY, cdw10=8, nsid=1)[8] == state
+    assert host.do(GET, cdw10=PROTECTION | DEFAULT, nsid=1).dw0 == 0
+    host.controller.reset()
+    host.enable()
+    assert host.do(GET, cdw10=PROTECTION, nsid=1).dw0 == 1
+    host.controller.reset(power_loss=True)
+    host.enable()
+    assert host.do(GET, cdw10=PROTECTION, nsid=1).dw0 == 1
+
+
+def test_write_protection_until_the_power_cycle(host: Host) -> None:
+    """Base 2.0, 8.12: nothing but a power cycle ends it."""
+    assert host.do(SET, cdw10=PROTECTION, cdw11=2, nsid=1).status == 0
+    assert host.do(SET, cdw10=PROTECTION, cdw11=2, nsid=1).status == 0
+    for state in (0, 1):
+        done = host.do(SET, cdw10=PROTECTION, cdw11=state, nsid=1)
+        assert (done.status, done.dnr) == (S.FEATURE_NOT_CHANGEABLE, True)
+    host.controller.reset()
+    host.enable()
+    assert host.do(GET, cdw10=PROTECTION, nsid=1).dw0 == 2
+    host.controller.reset(power_loss=True)
+    host.enable()
+    assert host.do(GET, cdw10=PROTECTION, nsid=1).dw0 == 0
+    assert host.engine.log[-1] != ("protect_namespace", 1, True)
+
+
+@pytest.mark.parametrize(
+    ("state", "nsid", "status"),
+    [
+        (3, 1, S.INVALID_FIELD_IN_COMMAND),  # permanent: not offered
+        (4, 1, S.INVALID_FIELD_IN_COMMAND),
+        (0, 3, S.FEATURE_NOT_CHANGEABLE),  # served read-only
+        (0, NSID_ALL, S.FEATURE_NOT_CHANGEABLE),
+        (1, 2, S.INVALID_FIELD_IN_COMMAND),  # inactive
+        (1, 0, S.INVALID_NAMESPACE_OR_FORMAT),
+    ],
+)
+def test_write_protection_that_can_not_be(host: Host, state: int, nsid: int, status: S) -> None:
+    assert host.do(SET, cdw10=PROTECTION, cdw11=state, nsid=nsid).status == status
+    assert host.do(GET, cdw10=PROTECTION, nsid=1).dw0 == 0
+    assert host.do(GET, cdw10=PROTECTION, nsid=3).dw0 == 1
+
+
+def test_write_protection_of_all_namespaces(host: Host) -> None:
+    assert host.do(SET, cdw10=PROTECTION, cdw11=1, nsid=NSID_ALL).status == 0
+    assert host.do(GET, cdw10=PROTECTION, nsid=1).dw0 == 1

@@ -18,6 +18,9 @@ cdef extern from *:
     static inline int sb_swap_if32(volatile void *p, uint32_t old, uint32_t v)
     { return __atomic_compare_exchange_n((volatile uint32_t *)p, &old, v, 0,
                                          __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); }
+    static inline int sb_swap_if64(volatile void *p, uint64_t old, uint64_t v)
+    { return __atomic_compare_exchange_n((volatile uint64_t *)p, &old, v, 0,
+                                         __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); }
     static inline uint32_t sb_exchange32(volatile void *p, uint32_t v)
     { return __atomic_exchange_n((volatile uint32_t *)p, v, __ATOMIC_SEQ_CST); }
     static inline void sb_add32(volatile void *p, uint32_t v)
@@ -59,6 +62,7 @@ cdef extern from *:
     uint32_t load32 "sb_load32"(const void *p) noexcept nogil
     void store32 "sb_store32"(void *p, uint32_t value) noexcept nogil
     bint swap_if32 "sb_swap_if32"(void *p, uint32_t old, uint32_t value) noexcept nogil
+    bint swap_if64 "sb_swap_if64"(void *p, uint64_t old, uint64_t value) noexcept nogil
     uint32_t exchange32 "sb_exchange32"(void *p, uint32_t value) noexcept nogil
     void add32 "sb_add32"(void *p, uint32_t value) noexcept nogil
     uint64_t load64 "sb_load64"(const void *p) noexcept nogil

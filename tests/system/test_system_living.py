@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from serving import SOCKET, Attach, Serve
 
 from shadowbell.cli import main
 from shadowbell.config import ControllerConfig, ServerConfig, parse_namespace
-from shadowbell.driver import CommandError, Host, Load, LoadSpec, LoadStats
+from shadowbell.driver import CommandError, Host, Load, LoadSpec, LoadStats, QueuePair
 from shadowbell.driver.admin import Event
 from shadowbell.errors import UserError
 from shadowbell.guest import Served
@@ -404,3 +404,75 @@ def test_adding_and_removing_under_load(serve: Serve, attach: Attach) -> None:
     assert kept.ios
     assert removed.lost == removed.violations == removed.mismatches == 0
     assert removed.errors == 0 or removed.first_error & 0x7FF == Status.INVALID_FIELD_IN_COMMAND
+
+
+# --- write protection ---------------------------------------------------------------------------
+
+
+def refuses_writes(queue: QueuePair, nsid: int = 1) -> bool:
+    """Whether every command that would change the namespace gets the status that says so."""
+    found = set()
+    writes: list[Callable[[], None]] = [
+        lambda: queue.write(nsid, 0, bytes(512)),
+        lambda: queue.write_zeroes(nsid, 0, 1),
+        lambda: queue.dataset_management(nsid, [(0, 1)]),
+    ]
+    for write in writes:
+        try:
+            write()
+            found.add(0)
+        except CommandError as error:
+            found.add(error.status)
+    queue.read(nsid, 0, 1)
+    queue.flush(nsid)
+    assert found in ({0}, {Status.NAMESPACE_IS_WRITE_PROTECTED})
+    return found != {0}
+
+
+def test_write_protection_by_the_host(serve: Serve, attach: Attach) -> None:
+    served = serve("memory:1M", "memory:1M")
+    host = attach(served)
+    watch(host)
+    queue = host.create_queue_pair()
+    feature = Feature.NAMESPACE_WRITE_PROTECTION_CONFIG
+    for state in (1, 0, 2):
+        host.admin.set_feature(feature, state, nsid=1)
+        assert refuses_writes(queue) == bool(state)
+        assert host.admin.identify_namespace(1).nsattr == bool(state)
+        assert not refuses_writes(queue, 2)
+    assert namespaces(served)[1]["write_protect"] == "until-power-cycle"
+    with pytest.raises(CommandError) as caught:
+        host.admin.set_feature(feature, 0, nsid=1)
+    assert status_of(caught) == Status.FEATURE_NOT_CHANGEABLE
+    host.reset()
+    assert refuses_writes(host.create_queue_pair())
+    assert host.admin.events() == []  # it knows what it asked for
+    host.detach()
+    again = attach(served)
+    assert not refuses_writes(again.create_queue_pair())
+
+
+def test_write_protection_by_the_operator(serve: Serve, attach: Attach) -> None:
+    served = serve("{folder}/disk.img", "memory:1M,ro", image=MIB)
+    host = attach(served)
+    watch(host)
+    queue = host.create_queue_pair()
+    for state in ("protect", "until-power-cycle", "none"):
+        done(served, "write-protect", "1", state)
+        assert changed(host) == [1]
+        assert refuses_writes(queue) == (state != "none")
+        assert namespaces(served)[1]["write_protect"] == state
+    done(served, "write-protect", "1", "none")
+    assert host.admin.events(timeout=0.1) == []
+    assert "read-only" in refused(served, "write-protect", "2", "none")
+
+
+def test_limits_are_told(serve: Serve) -> None:
+    served = serve("memory:1M,iops=500")
+    assert namespaces(served)[1]["iops"] == 500
+    assert "2000 commands/s, 1048576 bytes/s" in done(served, "qos", "1", "iops=2K", "bps=1M")
+    assert namespaces(served)[1]["bps"] == MIB
+    assert "no limits" in done(served, "qos", "1", "none")
+    assert (namespaces(served)[1]["iops"], namespaces(served)[1]["bps"]) == (0, 0)
+    assert "unknown limit" in refused(served, "qos", "1", "speed=9")
+    assert "no namespace" in refused(served, "qos", "5", "iops=9")

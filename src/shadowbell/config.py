@@ -404,9 +404,9 @@ def _namespace(entry: object, where: str, folder: Path) -> NamespaceConfig:
         if isinstance(entry, str):
             namespace = parse_namespace(entry)
         elif isinstance(entry, dict):
-            for key in ("size", "bps"):
-                if isinstance(entry.get(key), str):
-                    entry[key] = parse_size(entry[key])
+            for name in ("size", "bps"):
+                if isinstance(entry.get(name), str):
+                    entry[name] = parse_size(entry[name])
             namespace = _convert(entry, NamespaceConfig, "")
         else:
             raise UserError("is neither text nor a table: write it as 'file:/path' or a table")

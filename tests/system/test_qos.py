@@ -167,7 +167,7 @@ def test_queues_have_equal_shares(serve: Serve, attach: Attach) -> None:
     assert rate(results) == pytest.approx(3000, rel=0.05)
     for stats in results[1:]:
         assert stats.ios >= 0.25 * 3000 * SECONDS
-    assert results[0].ios >= 0.2 * 3000 * SECONDS  # it is alone with its way there and back
+    assert results[0].ios >= 0.15 * 3000 * SECONDS  # it is alone with its way there and back
 
 
 def test_data_is_right_when_it_comes_late(serve: Serve, attach: Attach) -> None:

@@ -228,5 +228,5 @@ def test_a_device_that_is_gone_for_writing(loop_device: tuple[Path, Path]) -> No
     fd = os.open(device, os.O_RDONLY)
     backend = FileBackend(fd, SIZE, memory_align=1, length_align=1, read_only=False)
     with served(backend, 512) as disk:
-        assert disk.move(WRITE, 0, 8) == Status.WRITE_FAULT
+        assert disk.move(WRITE, 0, 8) == Status.NAMESPACE_NOT_READY
         assert disk.read(0, 8) == b"d" * 4096

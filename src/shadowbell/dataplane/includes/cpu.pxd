@@ -33,9 +33,6 @@ cdef extern from *:
     { return __atomic_load_n((void *const *)p, __ATOMIC_ACQUIRE); }
     static inline void sb_store_ptr(void *p, void *v)
     { __atomic_store_n((void **)p, v, __ATOMIC_RELEASE); }
-    static inline int sb_swap_if64(volatile void *p, uint64_t old, uint64_t v)
-    { return __atomic_compare_exchange_n((volatile uint64_t *)p, &old, v, 0,
-                                         __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); }
     static inline uint64_t sb_add64(volatile void *p, uint64_t v)
     { return __atomic_fetch_add((volatile uint64_t *)p, v, __ATOMIC_SEQ_CST); }
     static inline void *sb_exchange_ptr(void *p, void *v)
@@ -69,7 +66,6 @@ cdef extern from *:
     void store64 "sb_store64"(void *p, uint64_t value) noexcept nogil
     void *load_ptr "sb_load_ptr"(const void *p) noexcept nogil
     void store_ptr "sb_store_ptr"(void *p, void *value) noexcept nogil
-    bint swap_if64 "sb_swap_if64"(void *p, uint64_t old, uint64_t value) noexcept nogil
     uint64_t add64 "sb_add64"(void *p, uint64_t value) noexcept nogil  # returns what was there
     void *exchange_ptr "sb_exchange_ptr"(void *p, void *value) noexcept nogil
     bint swap_if_ptr "sb_swap_if_ptr"(void *p, void *old, void *value) noexcept nogil

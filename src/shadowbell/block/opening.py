@@ -5,6 +5,7 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from shadowbell.errors import UserError
 
 F_OFD_SETLK = 37  # Linux; in the fcntl module from Python 3.14 on
 BLKGETSIZE64 = 0x80081272
+LOCK_SECONDS = 2
 
 
 def open_backend(
@@ -184,20 +186,33 @@ def _check_size(what: str, size: int, lba: int) -> None:
 
 
 def _lock(fd: int, path: str, *, shared: bool) -> None:
-    """Take both kinds of lock people use: flock(1)'s, and QEMU's open file description lock."""
+    """Take both kinds of lock people use: flock(1)'s, and QEMU's open file description lock.
+
+    A server that was killed keeps them until the kernel has ended the requests it had under way, so
+    one that is started in its place waits a little.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not _try_lock(fd, path, shared=shared):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{path} is locked by another process; stop what uses it, or serve it --read-only "
+                "from both"
+            )
+        time.sleep(0.02)
+
+
+def _try_lock(fd: int, path: str, *, shared: bool) -> bool:
     flock = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     record = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     request = struct.pack("hhqqi4x", record, os.SEEK_SET, 0, 0, 0)
     try:
         fcntl.flock(fd, flock | fcntl.LOCK_NB)
         fcntl.fcntl(fd, F_OFD_SETLK, request)
-    except (BlockingIOError, PermissionError) as error:
-        raise UserError(
-            f"{path} is locked by another process; stop what uses it, or serve it --read-only "
-            "from both"
-        ) from error
+    except (BlockingIOError, PermissionError):
+        return False
     except OSError as error:
         raise UserError(f"can't lock {path}: {error.strerror}") from error
+    return True
 
 
 def _has_write_zeroes(fd: int) -> bool:

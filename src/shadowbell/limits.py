@@ -42,7 +42,7 @@ NAMES = ("iops", "bps", "burst")
 def parse_limit(name: str, text: str) -> int | float:
     """The value of one of NAMES: "2000" or "2K" commands, a size, or seconds. Raises UserError."""
     # config reads specifications with this, and is what parse_size belongs to.
-    from shadowbell.config import parse_size
+    from shadowbell.config.sizes import parse_size
 
     if name == "bps":
         return 0 if text == "0" else parse_size(text)

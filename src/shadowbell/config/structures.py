@@ -1,55 +1,33 @@
-"""What to serve: the configuration, from a namespace specification, Python or a TOML file.
-
-Every mistake is a `UserError` of one line. The structures check themselves, so that a configuration
-made in Python is held to the same rules as one that was typed.
-"""
+"""What is served. The structures check themselves: every mistake is a `UserError` of one line."""
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
+from shadowbell.config.kinds import (
+    EXAMPLES,
+    IMAGE_KINDS,
+    KINDS,
+    MAX_IO_QUEUES,
+    MAX_IOTHREADS,
+    MAX_NAMESPACES,
+    MAX_POLL_US,
+    MAX_SIZE,
+    MAX_SOCKET_PATH,
+    MAX_TIMEOUT,
+    NBD_SCHEMES,
+    RECORDED_KINDS,
+    SIZED_KINDS,
+    WEB_KINDS,
+    Kind,
+    Lba,
+    PollMax,
+)
 from shadowbell.errors import UserError
-from shadowbell.limits import DEFAULT_BURST, NAMES, Limits, parse_limit
+from shadowbell.limits import DEFAULT_BURST, Limits
 from shadowbell.placement import IOThreadMap, place_queues
-
-MAX_IO_QUEUES = 128
-MAX_IOTHREADS = 64
-MAX_NAMESPACES = 256  # of a controller: NN in Identify Controller
-MAX_POLL_US = 1_000_000
-MAX_SIZE = 2**63 - 1  # off_t
-MAX_TIMEOUT = 86400  # seconds
-MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path less its NUL
-
-IMAGE_KINDS = ("qcow2", "vmdk", "vhdx", "vpc", "vdi", "luks")
-"""Image formats of QEMU's, which serves them to us; by its names for them."""
-WEB_KINDS = ("http", "https")
-NBD_SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock")
-SIZED_KINDS = ("memory", "null")
-KINDS = ("file", *SIZED_KINDS, "nbd", "rbd", *IMAGE_KINDS, *WEB_KINDS)
-SUFFIXES = {
-    ".qcow2": "qcow2", ".vmdk": "vmdk", ".vhdx": "vhdx", ".vhd": "vpc", ".vdi": "vdi",
-    ".luks": "luks",
-}  # fmt: skip
-"""What a name without a KIND says. Only the name: a guest can write any header into a raw disk."""
-EXAMPLES = {
-    "file": "a path: file:/path/to/disk.img",
-    "nbd": "a URI: nbd://host/export or nbd+unix:///export?socket=/path",
-    "rbd": "an image: rbd:POOL/IMAGE",
-    **{kind: f"a path: {kind}:/path/to/image" for kind in IMAGE_KINDS},
-    **{kind: f"an address: {kind}://host/disk.img" for kind in WEB_KINDS},
-}
-RECORDED_KINDS = ("file", "memory")
-UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
-
-Kind = Literal[
-    "file", "memory", "null",
-    "nbd", "rbd", "qcow2", "vmdk", "vhdx", "vpc", "vdi", "luks", "http", "https",
-]  # fmt: skip
-Lba = Literal[512, 4096]
-PollMax = int | Literal["busy"]
 
 
 class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -257,190 +235,6 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 images[image] = namespace.read_only
 
 
-def parse_poll_max(text: str) -> PollMax:
-    """A polling window: microseconds, or "busy". Raises UserError."""
-    if text == "busy":
-        return "busy"
-    if not (text.isascii() and text.isdecimal() and len(text) < 16):
-        raise UserError(f"bad polling window {text!r}: give microseconds (0: none) or busy")
-    return int(text)
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "4096", "512M", "1.5G" or "1GiB". Units are powers of 1024. Raises UserError."""
-    number, unit = text.strip(), ""
-    for index, character in enumerate(number):
-        if not (character.isascii() and (character.isdigit() or character == ".")):
-            number, unit = number[:index], number[index:].strip()
-            break
-    whole, _, fraction = number.partition(".")
-    if len(number) > 32:
-        raise UserError(f"bad size {text!r}: it has too many digits")
-    exponent = UNITS.get(unit.upper().removesuffix("IB") if len(unit) == 3 else unit.upper())
-    if exponent is None or not whole.isdigit() or ("." in number and not fraction.isdigit()):
-        raise UserError(f"bad size {text!r}: write a number and K, M, G, T or P, such as 512M")
-    scale: int = 10 ** len(fraction)
-    size, rest = divmod(int(whole + fraction) << exponent, scale)
-    if rest:
-        raise UserError(f"bad size {text!r}: it isn't a whole number of bytes")
-    if not 0 < size <= MAX_SIZE:
-        raise UserError(f"bad size {text!r}: it must be between 1 and {MAX_SIZE} bytes")
-    return size
-
-
-def parse_namespace(spec: str) -> NamespaceConfig:
-    """Read `[KIND:]PATH|SIZE[,lba=512|4096][,ro][,timeout=S][,key=FILE][,record=LOG]`
-    or a URI.
-
-    A comma within a path is written `,,`. Without KIND the text is the path of an image, whose
-    format its name tells (SUFFIXES; else it is raw), or of a block device. Raises UserError.
-    """
-    head, *options = (part.replace("\0", ",") for part in _split(spec))
-    kind, colon, target = head.partition(":")
-    if not colon or "/" in kind:
-        kind, target = SUFFIXES.get(os.path.splitext(head)[1].lower(), "file"), head
-    elif kind in NBD_SCHEMES and target.startswith("//"):
-        kind, target = "nbd", head
-    elif kind in WEB_KINDS:
-        target = head
-    elif kind not in KINDS:
-        kinds = " ".join(f"{each}:" for each in KINDS)
-        raise UserError(
-            f"unknown kind {kind!r} in {spec!r}: use one of {kinds} "
-            "(a path that contains a colon is written file:PATH)"
-        )
-    fields: dict[str, Any] = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if key in fields:
-            raise UserError(f"{key} is given twice in {spec!r}: give it once")
-        if key == "lba" and value in ("512", "4096"):
-            fields[key] = int(value)
-        elif key == "lba":
-            raise UserError(f"bad lba {value!r} in {spec!r}: use lba=512 or lba=4096")
-        elif key == "ro" and not equals:
-            fields[key] = True
-        elif key == "timeout":
-            try:
-                fields[key] = float(value)
-            except ValueError:
-                raise UserError(f"bad timeout {value!r} in {spec!r}: give seconds") from None
-        elif key == "record" or (key == "key" and value):
-            fields[key] = value
-        elif key in NAMES and equals:
-            fields[key] = parse_limit(key, value)
-        else:
-            raise UserError(
-                f"unknown option {option!r} in {spec!r}: use lba=512, lba=4096, ro, iops=, bps=, "
-                "burst=, timeout=SECONDS, key=FILE or record=LOG (a comma within a path is written "
-                "twice)"
-            )
-    sized = kind in SIZED_KINDS
-    if not target:
-        missing = f"its size: write {kind}:1G" if sized else EXAMPLES[kind]
-        raise UserError(f"{spec!r} lacks {missing}")
-    return NamespaceConfig(
-        kind=cast(Kind, kind),
-        path=None if sized else target,
-        size=parse_size(target) if sized else None,
-        lba=cast(Lba, fields.get("lba", 512)),
-        read_only="ro" in fields,
-        timeout=fields.get("timeout", 0),
-        key=fields.get("key"),
-        record=fields.get("record"),
-        **{name: fields[name] for name in NAMES if name in fields},
-    )
-
-
-def load(path: str | os.PathLike[str]) -> ServerConfig:
-    """Read a TOML file; relative paths in it start from its folder. Raises UserError.
-
-    A controller's `namespace` is a list of specifications (`parse_namespace`) and of tables with
-    the fields of `NamespaceConfig`, where `size` and `bps` may be text (`parse_size`).
-    """
-    import tomllib
-
-    try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}: check the path") from None
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise UserError(f"{path} is no valid TOML: {_one_line(error)}") from None
-    folder = Path(path).absolute().parent
-    try:
-        controllers = tables.get("controller")
-        if not isinstance(controllers, list):
-            raise UserError("nothing to serve: add a [[controller]] table")
-        tables["controller"] = tuple(
-            _controller(table, f"controller {number}", folder)
-            for number, table in enumerate(controllers, 1)
-        )
-        return _convert(tables, ServerConfig, "")
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-T = TypeVar("T", bound=msgspec.Struct)
-
-
-def _controller(table: object, where: str, folder: Path) -> ControllerConfig:
-    if not isinstance(table, dict):
-        raise UserError(f"{where} is no table: write it as [[controller]]")
-    entries = table.get("namespace", [])
-    if not isinstance(entries, list):
-        entries = [entries]
-    table["namespace"] = tuple(
-        _namespace(entry, f"{where}, namespace {number}", folder)
-        for number, entry in enumerate(entries, 1)
-    )
-    for key in ("socket", "control"):
-        if isinstance(table.get(key), str):
-            table[key] = _from_folder(table[key], folder)
-    return _convert(table, ControllerConfig, where)
-
-
-def _namespace(entry: object, where: str, folder: Path) -> NamespaceConfig:
-    try:
-        if isinstance(entry, str):
-            namespace = parse_namespace(entry)
-        elif isinstance(entry, dict):
-            for name in ("size", "bps"):
-                if isinstance(entry.get(name), str):
-                    entry[name] = parse_size(entry[name])
-            namespace = _convert(entry, NamespaceConfig, "")
-        else:
-            raise UserError("is neither text nor a table: write it as 'file:/path' or a table")
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    paths = {
-        name: _from_folder(path, folder)
-        for name in ("path", "key", "record")
-        if (path := getattr(namespace, name)) is not None
-        and not (name == "path" and (namespace.kind in ("nbd", "rbd", *WEB_KINDS)))
-    }
-    return msgspec.structs.replace(namespace, **paths)
-
-
-def _convert(table: Mapping[str, object], kind: type[T], where: str) -> T:
-    prefix = f"{where}: " if where else ""
-    known = [field.encode_name for field in msgspec.structs.fields(kind)]
-    for key in table:
-        if key not in known:
-            raise UserError(f"{prefix}unknown key {key!r}: use {', '.join(known)}")
-    try:
-        return msgspec.convert(table, kind)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{prefix}{_one_line(error)}") from None
-    except UserError as error:
-        raise UserError(f"{prefix}{error}") from None
-
-
-def _split(spec: str) -> list[str]:
-    if "\0" in spec:
-        raise UserError(f"{spec!r} contains a NUL character: leave it out")
-    return spec.replace(",,", "\0").split(",")
-
-
 def _identity(kind: str, path: str) -> str:
     if kind == "file" or kind in IMAGE_KINDS:
         return os.path.realpath(path)
@@ -449,10 +243,6 @@ def _identity(kind: str, path: str) -> str:
 
         return f"rbd:{parse_rbd(path).where}"
     return path
-
-
-def _from_folder(path: str, folder: Path) -> str:
-    return str(folder / os.path.expanduser(path)) if path else path
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
@@ -489,7 +279,3 @@ def _check_ascii(name: str, value: str, limit: int) -> None:
 
 def _listed(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -340,7 +340,7 @@ def test_sockets_in_use_and_bad_images_are_user_errors(tmp_path: Path, disk: Pat
         ):
             pass
     assert not (tmp_path / "first.sock").exists()
-    assert descriptors() == before
+    assert descriptors() <= before  # earlier clients may have gone meanwhile
     with RawClient(disk) as client:
         assert client.read(0, 8, 4) == struct.pack("<I", 0x00020000)
 

@@ -75,7 +75,11 @@ class Zeroed:
         for n, may in enumerate(self.may):
             found = queue.read(1, self.first + n, 1)
             if found not in may:
-                raise Wrong(f"block {self.first + n} lost what was completed")
+                kinds = sorted("noise" if any(content) else "zeros" for content in may)
+                raise Wrong(
+                    f"block {self.first + n} lost what was completed: it holds "
+                    f"{'noise' if any(found) else 'zeros'}, not one of {kinds}"
+                )
             self.may[n] = {found}
 
 

@@ -4,6 +4,7 @@ import bisect
 import ctypes
 import mmap
 import os
+import threading
 from typing import Final
 
 PAGE: Final = 4096
@@ -30,7 +31,8 @@ class Buffer:
 class Arena:
     """``size`` bytes (rounded up to 2 MiB) of shared memory with a first-fit page allocator.
 
-    ``iova`` is where the device sees it. Raises OSError when the kernel has no memory for it.
+    ``iova`` is where the device sees it. Threads with queues of their own share it: allocating and
+    releasing take turns. Raises OSError when the kernel has no memory for it.
     """
 
     def __init__(self, size: int, iova: int = 1 << 32) -> None:
@@ -42,6 +44,7 @@ class Arena:
         self.view = memoryview(self._map)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._free: list[tuple[int, int]] = [(0, self.size)]  # (offset, size), by offset
+        self._lock = threading.Lock()
 
     def allocate(self, size: int, *, align: int = PAGE, fill: int | None = 0) -> Buffer:
         """Return a buffer of at least ``size`` bytes in whole pages; raises MemoryError.
@@ -49,6 +52,14 @@ class Arena:
         Every byte is ``fill``; with None it is what the last user left.
         """
         need = -(-size // PAGE) * PAGE
+        with self._lock:
+            start = self._take(need, align)
+        buffer = Buffer(self, start, need)
+        if fill is not None:
+            ctypes.memset(buffer.address, fill, need)
+        return buffer
+
+    def _take(self, need: int, align: int) -> int:
         for number, (offset, length) in enumerate(self._free):
             start = -(-offset // align) * align
             spare = offset + length - start - need
@@ -56,22 +67,20 @@ class Arena:
                 continue
             parts = [(offset, start - offset), (start + need, spare)]
             self._free[number : number + 1] = [part for part in parts if part[1]]
-            buffer = Buffer(self, start, need)
-            if fill is not None:
-                ctypes.memset(buffer.address, fill, need)
-            return buffer
+            return start
         raise MemoryError(f"no {need} bytes left in the driver's arena of {self.size}")
 
     def release(self, offset: int, size: int) -> None:
         """Return pages to the free list, joined with their neighbours."""
-        place = bisect.bisect(self._free, (offset, size))
-        if place < len(self._free) and offset + size == self._free[place][0]:
-            size += self._free.pop(place)[1]
-        if place and sum(self._free[place - 1]) == offset:
-            place -= 1
-            before, length = self._free.pop(place)
-            offset, size = before, length + size
-        self._free.insert(place, (offset, size))
+        with self._lock:
+            place = bisect.bisect(self._free, (offset, size))
+            if place < len(self._free) and offset + size == self._free[place][0]:
+                size += self._free.pop(place)[1]
+            if place and sum(self._free[place - 1]) == offset:
+                place -= 1
+                before, length = self._free.pop(place)
+                offset, size = before, length + size
+            self._free.insert(place, (offset, size))
 
     @property
     def free_bytes(self) -> int:

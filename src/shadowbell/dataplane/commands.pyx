@@ -89,6 +89,7 @@ cdef enum:
     RANGE_SIZE = 16            # bytes of a Dataset Management range
     HELD = 0x10000             # no status: the command waits for its namespace's limits
     HELD_BATCH = 64            # held commands that are started in a round
+    GATHERED_BYTES = 8192      # a longer copy's completion doesn't wait for the next copy
 
 cdef enum Next:
     FINISHED                   # the command has its status
@@ -424,6 +425,8 @@ cdef void finish_command(ThreadState *thread, Request *request, uint32_t status,
         sq.counters.latency[latency_bucket(ticks_to_ns(thread, thread.now - request.start))] += 1
     else:
         thread.finished_now += 1
+    if request.data_length > GATHERED_BYTES:
+        sq.cq.gather = False
     account(thread, sq, request.opcode, status, request.cid, request.nsid, request.lba)
     thread.free_requests[thread.free_count] = request
     thread.free_count += 1

@@ -84,6 +84,9 @@ cdef struct CompletionQueue:
     uint32_t reserved          # commands under way: each has its slot
     int vector                 # -1: no interrupts
     uint32_t unsignalled       # entries posted since the last interrupt; not 0: in the thread's list
+    bint gather                # more commands are to follow at once: entries may wait for their line
+    uint32_t gathered          # entries before tail that the host can't see yet
+    uint64_t entry[8]          # and they
     # read when full
     uint32_t *head_doorbell    # the register's slot, or the shadow's
     uint32_t *head_eventidx    # NULL unless shadowed

@@ -24,11 +24,14 @@ from shadowbell.dataplane.layout cimport (
     SubmissionQueue,
     ThreadState,
 )
-from shadowbell.dataplane.queues cimport latency_bucket, ticks_to_ns
+from shadowbell.dataplane.queues cimport GATHERED, latency_bucket, publish, ticks_to_ns
 
 cdef enum:
     # Commands fetched from a queue before the next has its turn.
     BATCH = 64
+    # Entries whose lines are fetched before their turn: they come from the host's processor, one by
+    # one, in the time of several short commands.
+    FETCH_AHEAD = 8
     # Enough for the processor's own prefetcher to go on from; more would only take its place.
     FORESEEN_LINES = 8
 
@@ -36,7 +39,6 @@ cdef enum:
 cdef uint32_t serve(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
     """Fetch and start what the host has submitted; returns the number of commands."""
     cdef uint8_t sqe[SQE_SIZE]
-    cdef const uint8_t *slot
     cdef uint32_t tail, count, room, before, i
     cdef uint64_t start
     tail = read_tail(sq)
@@ -64,21 +66,35 @@ cdef uint32_t serve(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
     thread.finished_now = 0
     start = thread.now
     before = sq.head
+    for i in range(1, min(count, <uint32_t> FETCH_AHEAD)):
+        prefetch(slot(sq, i))
     for i in range(count):
-        slot = sq.pages[sq.head >> 6] + ((sq.head & 63) << 6)
-        memcpy(sqe, slot, SQE_SIZE)
+        memcpy(sqe, slot(sq, 0), SQE_SIZE)
+        if i + FETCH_AHEAD < count:
+            prefetch(slot(sq, FETCH_AHEAD))
         sq.head += 1
         if sq.head == sq.entries:
             sq.head = 0
         if i + 1 < count:
-            foresee(sq, sq.pages[sq.head >> 6] + ((sq.head & 63) << 6))
+            foresee(sq, slot(sq, 0))
+        sq.cq.gather = i + GATHERED < count
         start_command(thread, sq, sqe, start, False)
+    if sq.cq.gathered:
+        publish(sq.cq)
     stay_awake(sq, before, tail)
     if thread.finished_now:
         thread.now = ticks()
         sq.counters.latency[latency_bucket(ticks_to_ns(thread, thread.now - start))] += (
             thread.finished_now)
     return count
+
+
+cdef inline const uint8_t *slot(SubmissionQueue *sq, uint32_t ahead) noexcept nogil:
+    """The entry so many after the head; fewer than there are entries."""
+    cdef uint32_t index = sq.head + ahead
+    if index >= sq.entries:
+        index -= sq.entries
+    return sq.pages[index >> 6] + ((index & 63) << 6)
 
 
 cdef void foresee(SubmissionQueue *sq, const uint8_t *slot) noexcept nogil:

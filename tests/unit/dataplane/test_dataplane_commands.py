@@ -258,3 +258,20 @@ def test_the_write_cache_off_makes_writes_durable(host: Host, disk: Queue) -> No
     host.engine.set_write_cache(True)
     host.engine.flush_all()
     assert read(host, disk, 0, 512) == b"x" * 512
+
+
+@pytest.mark.parametrize("cq_entries", [2, 3, 5, 64, 251])
+@pytest.mark.parametrize("burst", [1, 4, 5, 31, 63])
+def test_bursts_complete_in_order_wherever_the_completion_queue_wraps(
+    host: Host, cq_entries: int, burst: int
+) -> None:
+    host.attach_memory()
+    queue = host.queue(1, entries=64, cq_entries=cq_entries)
+    buffer = host.take(PAGE)
+    for lap in range(6):
+        cids = [lap * burst + i for i in range(burst)]
+        queue.submit(*(sqe(READ, cid=cid, lba=cid, prp1=buffer) for cid in cids))
+        done = queue.drain(burst)
+        assert [completion.cid for completion in done] == cids
+        assert all(completion.status == 0 for completion in done)
+    assert host.ledger(1).commands == {"read": 6 * burst}

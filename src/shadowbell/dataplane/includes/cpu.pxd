@@ -41,7 +41,9 @@ cdef extern from *:
     { return __atomic_compare_exchange_n((void **)p, &old, v, 0,
                                          __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); }
     static inline void sb_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-    static inline void sb_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+    /* A function that does nothing but prefetch has no effect to GCC, and its calls are dropped:
+       the empty asm is one. */
+    static inline void sb_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); __asm__ volatile(""); }
     static inline uint64_t sb_clock_ns(void)
     { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t);
       return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec; }

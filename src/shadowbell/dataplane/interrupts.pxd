@@ -19,6 +19,9 @@
 # nothing is held longer than HOLD_NS, and a thread that rests sleeps no longer than that. Too many
 # signals are harmless, so every doubt ends in one.
 #
+# A RAISE may be put off too, where the host gets more done that way: moderation.pxd says when, and for
+# how long at most. To the host that is a device that completes later.
+#
 # Interrupt Coalescing (NVMe Base 2.0, 5.27.1.6) comes before: with fewer entries than its threshold
 # a queue isn't even looked at until its time is over. Errors and full queues don't wait for that.
 # Entries are counted for each queue, also where queues share a vector.

@@ -4,12 +4,19 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from shadowbell.dataplane.doorbells cimport distance, read_head
 from shadowbell.dataplane.events cimport signal_fd
-from shadowbell.dataplane.interrupts cimport DROP, HOLD, Verdict, judge
+from shadowbell.dataplane.interrupts cimport DROP, HOLD, RAISE, Verdict, judge
 from shadowbell.dataplane.layout cimport (
     CompletionQueue,
     Counters,
     EngineState,
     ThreadState,
+)
+from shadowbell.dataplane.moderation cimport (
+    FIRST_HOLD_NS,
+    QUIET_NS,
+    WINDOW_NS,
+    first_hold,
+    moderate,
 )
 from shadowbell.dataplane.pacing cimport in_ticks
 
@@ -52,7 +59,23 @@ cdef bint settle(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
     verdict = judge(distance(read_head(cq), cq.tail, cq.entries), cq.unsignalled)
     if verdict == HOLD and thread.now < cq.held_until:
         return False
+    if verdict == RAISE and held_first(thread, cq):
+        return False
+    moderate(&cq.moderation, thread.now, in_ticks(&thread.pace, WINDOW_NS), cq.unsignalled,
+             verdict != DROP)
     finish(cq, verdict != DROP)
+    return True
+
+
+cdef bint held_first(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
+    cdef uint64_t until
+    if cq.urgent or cq.stalled:
+        return False
+    until = first_hold(&cq.moderation, cq.unsignalled, cq.since, cq.arrived,
+                       in_ticks(&thread.pace, QUIET_NS), in_ticks(&thread.pace, FIRST_HOLD_NS))
+    if until <= thread.now:
+        return False
+    cq.held_until = until
     return True
 
 

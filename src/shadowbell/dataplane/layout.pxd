@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from shadowbell.block.backend cimport BlockContext, BlockRequest, BlockState
 from shadowbell.dataplane.includes.uring cimport iovec
+from shadowbell.dataplane.moderation cimport Moderation
 from shadowbell.dataplane.pacing cimport Pace
 
 cdef enum:
@@ -107,6 +108,8 @@ cdef struct CompletionQueue:
     uint32_t counted           # unsignalled entries that batches has seen
     uint32_t batches           # rounds that posted them
     bint urgent                # one of them is an error: not to be coalesced
+    uint64_t arrived           # ticks: when commands that complete here were last fetched
+    Moderation moderation
     uint8_t *page_storage[CQ_PAGES]
 
 cdef struct SubmissionQueue:

@@ -64,7 +64,7 @@ cdef uint32_t serve(ThreadState *thread, SubmissionQueue *sq) noexcept nogil:
     sq.cq.reserved += count
     sq.inflight += count
     thread.finished_now = 0
-    start = thread.now
+    start = sq.cq.arrived = thread.now
     before = sq.head
     for i in range(1, min(count, <uint32_t> FETCH_AHEAD)):
         prefetch(slot(sq, i))

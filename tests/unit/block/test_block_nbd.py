@@ -332,7 +332,7 @@ def test_timeout(start: Start, tmp_path: Path, how: str) -> None:
             if how == "killed":
                 server.kill()
             else:
-                server.signal(signal.SIGSTOP)
+                server.freeze()
             began = time.monotonic()
             submit_reads(disk, 16)
             assert {c.status for c in disk.queue.drain(16)} == {Status.NAMESPACE_NOT_READY}

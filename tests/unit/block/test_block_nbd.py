@@ -372,6 +372,7 @@ def test_a_disk_that_comes_back_larger(
         with served(backend, 512) as disk:
             disk.write(0, b"1" * PAGE)
             server.kill()
+            wait_until(lambda: "is gone" in caplog.text)
             with path.open("ab") as file:
                 file.truncate(2 * SIZE)
             server.start()

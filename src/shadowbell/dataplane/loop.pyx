@@ -50,6 +50,7 @@ from shadowbell.dataplane.layout cimport (
 )
 from shadowbell.dataplane.operations cimport operate
 from shadowbell.dataplane.pacing cimport (
+    HELD_NAP_NS,
     REST_NAP,
     REST_POLL,
     how_to_rest,
@@ -63,8 +64,6 @@ from shadowbell.dataplane.ring cimport await_kick, await_wide
 from shadowbell.dataplane.throttle cimport held_ticks
 
 cdef enum:
-    # While something is held nobody polls: several held commands start at a time, none the earlier.
-    HELD_SHORTEST_NS = 100000
     HELD_LONGEST_NS = 1000000000
 
 
@@ -110,10 +109,7 @@ cdef void run(ThreadState *thread) noexcept nogil:
             worked(&thread.pace, thread.now)
             continue
         resting = how_to_rest(&thread.pace, thread.now, thread.io_queue_count != 0,
-                              thread.mapped_count != 0, &nap)
-        if thread.held != NULL and resting == REST_POLL and not thread.pace.always:
-            resting = REST_NAP
-            nap = in_ticks(&thread.pace, HELD_SHORTEST_NS)
+                              thread.mapped_count != 0, thread.held != NULL, &nap)
         if resting == REST_POLL or thread.block.polling:  # the polled ring wakes nobody
             relax()
         else:
@@ -246,7 +242,7 @@ cdef uint64_t until_timer(ThreadState *thread, uint64_t nap) noexcept nogil:
 cdef uint64_t until_held(ThreadState *thread, uint64_t nap) noexcept nogil:
     """Shorten a nap, or a sleep (0), to end when the first held command may start."""
     cdef uint64_t left = min(held_ticks(thread), in_ticks(&thread.pace, HELD_LONGEST_NS))
-    left = max(ticks_to_ns(thread, left), <uint64_t> HELD_SHORTEST_NS)
+    left = max(ticks_to_ns(thread, left), <uint64_t> HELD_NAP_NS)
     return min(nap, left) if nap else left
 
 

@@ -71,6 +71,7 @@ cdef void run(ThreadState *thread) noexcept nogil:
     cdef uint64_t now, started, nap = 0
     cdef int resting
     cdef bint busy = False
+    cdef bint waits = False        # an operation of the control plane's, for commands to end
     await_kick(thread)
     thread.now = thread.pace.last_work = started = ticks()
     while True:
@@ -79,12 +80,14 @@ cdef void run(ThreadState *thread) noexcept nogil:
             count_busy(thread, now - started)
             busy = False
         thread.now = started = now
+        waits = False
         if load32(&thread.mailbox.posted) != thread.mailbox.done:
             if thread.mailbox.kind == OP_STOP:
                 thread.mailbox.done = thread.mailbox.posted
                 signal_fd(thread.done_fd)
                 return
             busy = operate(thread)
+            waits = not busy
         if load32(&thread.kicked):
             take_kicks(thread)
         if reap_all(thread):
@@ -113,7 +116,7 @@ cdef void run(ThreadState *thread) noexcept nogil:
         if resting == REST_POLL or thread.block.polling:  # the polled ring wakes nobody
             relax()
         else:
-            rest(thread, nap if resting == REST_NAP and thread.active_count else 0)
+            rest(thread, nap if resting == REST_NAP and thread.active_count else 0, waits)
 
 
 cdef void count_busy(ThreadState *thread, uint64_t spent) noexcept nogil:
@@ -191,7 +194,7 @@ cdef void take_kicks(ThreadState *thread) noexcept nogil:
             activate(thread, thread.queues[i])
 
 
-cdef void rest(ThreadState *thread, uint64_t nap) noexcept nogil:
+cdef void rest(ThreadState *thread, uint64_t nap, bint waits) noexcept nogil:
     """Nap for so many ticks, or arm every polled queue and sleep; back at once when one has work."""
     cdef uint64_t ns = nap * thread.pace.ns_factor >> 20
     cdef uint64_t due
@@ -210,8 +213,10 @@ cdef void rest(ThreadState *thread, uint64_t nap) noexcept nogil:
         else:
             store32(&thread.sleeping, 0)
             return
+    # What an operation waits for wakes us: the ends of commands, and its being called off. Tried once
+    # more, since a timer may have ended a command after this round's try.
     if (load32(&thread.kicked) or thread.block.notes != NULL
-            or load32(&thread.mailbox.posted) != thread.mailbox.done):
+            or (operate(thread) if waits else load32(&thread.mailbox.posted) != thread.mailbox.done)):
         store32(&thread.sleeping, 0)
         return
     if thread.interrupts != NULL:

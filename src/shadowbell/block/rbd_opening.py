@@ -19,7 +19,8 @@ from shadowbell.block.rbd_watcher import REQUEST, Watcher
 from shadowbell.errors import UserError
 
 if TYPE_CHECKING:
-    from shadowbell.block.rbd import Pool, RbdBackend
+    from shadowbell.block.rbd import RbdBackend
+    from shadowbell.block.rbd_pool import Pool
 
 LOOK_SECONDS = 0.1  # between two looks at who has the lock
 BREAK_SECONDS = 5.0
@@ -29,7 +30,8 @@ def open_rbd(target: str, *, lba: int, read_only: bool) -> Backend:
     """Open `POOL/IMAGE...` (`parse_rbd`), for writing with its exclusive lock. Raises UserError."""
     name = parse_rbd(target)
     try:
-        from shadowbell.block.rbd import Pool, RbdBackend
+        from shadowbell.block.rbd import RbdBackend
+        from shadowbell.block.rbd_pool import Pool
     except ImportError as error:
         raise UserError(
             "this build of shadowbell has no Ceph client: install librbd "

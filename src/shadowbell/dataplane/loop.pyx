@@ -50,6 +50,7 @@ from shadowbell.dataplane.layout cimport (
 )
 from shadowbell.dataplane.operations cimport operate
 from shadowbell.dataplane.pacing cimport (
+    HELD_NAP_NS,
     REST_NAP,
     REST_POLL,
     how_to_rest,
@@ -63,8 +64,6 @@ from shadowbell.dataplane.ring cimport await_kick, await_wide
 from shadowbell.dataplane.throttle cimport held_ticks
 
 cdef enum:
-    # While something is held nobody polls: several held commands start at a time, none the earlier.
-    HELD_SHORTEST_NS = 100000
     HELD_LONGEST_NS = 1000000000
 
 
@@ -72,6 +71,7 @@ cdef void run(ThreadState *thread) noexcept nogil:
     cdef uint64_t now, started, nap = 0
     cdef int resting
     cdef bint busy = False
+    cdef bint waits = False        # an operation of the control plane's, for commands to end
     await_kick(thread)
     thread.now = thread.pace.last_work = started = ticks()
     while True:
@@ -80,12 +80,14 @@ cdef void run(ThreadState *thread) noexcept nogil:
             count_busy(thread, now - started)
             busy = False
         thread.now = started = now
+        waits = False
         if load32(&thread.mailbox.posted) != thread.mailbox.done:
             if thread.mailbox.kind == OP_STOP:
                 thread.mailbox.done = thread.mailbox.posted
                 signal_fd(thread.done_fd)
                 return
             busy = operate(thread)
+            waits = not busy
         if load32(&thread.kicked):
             take_kicks(thread)
         if reap_all(thread):
@@ -110,14 +112,11 @@ cdef void run(ThreadState *thread) noexcept nogil:
             worked(&thread.pace, thread.now)
             continue
         resting = how_to_rest(&thread.pace, thread.now, thread.io_queue_count != 0,
-                              thread.mapped_count != 0, &nap)
-        if thread.held != NULL and resting == REST_POLL and not thread.pace.always:
-            resting = REST_NAP
-            nap = in_ticks(&thread.pace, HELD_SHORTEST_NS)
+                              thread.mapped_count != 0, thread.held != NULL, &nap)
         if resting == REST_POLL or thread.block.polling:  # the polled ring wakes nobody
             relax()
         else:
-            rest(thread, nap if resting == REST_NAP and thread.active_count else 0)
+            rest(thread, nap if resting == REST_NAP and thread.active_count else 0, waits)
 
 
 cdef void count_busy(ThreadState *thread, uint64_t spent) noexcept nogil:
@@ -195,7 +194,7 @@ cdef void take_kicks(ThreadState *thread) noexcept nogil:
             activate(thread, thread.queues[i])
 
 
-cdef void rest(ThreadState *thread, uint64_t nap) noexcept nogil:
+cdef void rest(ThreadState *thread, uint64_t nap, bint waits) noexcept nogil:
     """Nap for so many ticks, or arm every polled queue and sleep; back at once when one has work."""
     cdef uint64_t ns = nap * thread.pace.ns_factor >> 20
     cdef uint64_t due
@@ -214,8 +213,10 @@ cdef void rest(ThreadState *thread, uint64_t nap) noexcept nogil:
         else:
             store32(&thread.sleeping, 0)
             return
+    # What an operation waits for wakes us: the ends of commands, and its being called off. Tried once
+    # more, since a timer may have ended a command after this round's try.
     if (load32(&thread.kicked) or thread.block.notes != NULL
-            or load32(&thread.mailbox.posted) != thread.mailbox.done):
+            or (operate(thread) if waits else load32(&thread.mailbox.posted) != thread.mailbox.done)):
         store32(&thread.sleeping, 0)
         return
     if thread.interrupts != NULL:
@@ -246,7 +247,7 @@ cdef uint64_t until_timer(ThreadState *thread, uint64_t nap) noexcept nogil:
 cdef uint64_t until_held(ThreadState *thread, uint64_t nap) noexcept nogil:
     """Shorten a nap, or a sleep (0), to end when the first held command may start."""
     cdef uint64_t left = min(held_ticks(thread), in_ticks(&thread.pace, HELD_LONGEST_NS))
-    left = max(ticks_to_ns(thread, left), <uint64_t> HELD_SHORTEST_NS)
+    left = max(ticks_to_ns(thread, left), <uint64_t> HELD_NAP_NS)
     return min(nap, left) if nap else left
 
 

@@ -46,6 +46,8 @@ cdef enum:
     AWAY_NS = 500000           # between two looks: somebody else had the processor,
     CONTENDED_NS = 100000000   # and will want it for so long
     CONTENDED_WINDOW_NS = 10000
+    # While commands are held by limits nobody polls: several of them start at a time, none the earlier.
+    HELD_NAP_NS = 100000
 
 cdef enum Rest:
     REST_POLL                  # look again at once
@@ -131,15 +133,19 @@ cdef inline uint64_t idle_queue_span(const Pace *pace) noexcept nogil:
     return max(idle_span(pace), in_ticks(pace, IDLE_QUEUE_NS))
 
 
-cdef inline int how_to_rest(Pace *pace, uint64_t now, bint queues, bint mapped,
+cdef inline int how_to_rest(Pace *pace, uint64_t now, bint queues, bint mapped, bint held,
                             uint64_t *nap) noexcept nogil:
     """What to do after a look that found nothing; ``nap`` is in ticks.
 
-    queues: there are I/O queues. mapped: a polled queue has a mapped doorbell.
+    queues: there are I/O queues. mapped: a polled queue has a mapped doorbell. held: commands are
+    held by limits.
     """
     cdef int rest
     was_away(pace, now)
     rest = REST_POLL if pace.always and queues else weigh(pace, now, mapped, nap)
+    if rest == REST_POLL and held and not pace.always:
+        rest = REST_NAP
+        nap[0] = in_ticks(pace, HELD_NAP_NS)
     pace.looked_at = now if rest == REST_POLL else 0
     if rest == REST_POLL:
         pace.rested_at = 0

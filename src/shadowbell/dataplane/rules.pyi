@@ -68,7 +68,9 @@ class Pace:
     def __init__(self, poll_max_ns: int) -> None: ...
     def worked(self, now: int) -> None:
         """A look found work."""
-    def rest(self, now: int, mapped: bool = False) -> tuple[Literal["poll", "nap", "sleep"], int]:
+    def rest(
+        self, now: int, mapped: bool = False, held: bool = False
+    ) -> tuple[Literal["poll", "nap", "sleep"], int]:
         """A look found none: what to do, and how long to nap."""
     def napped(self, asked: int, took: int) -> None:
         """A nap ended by its timer."""

@@ -151,9 +151,9 @@ cdef class Pace:
     def worked(self, uint64_t now):
         pacing.worked(&self.pace, now)
 
-    def rest(self, uint64_t now, bint mapped=False):
+    def rest(self, uint64_t now, bint mapped=False, bint held=False):
         cdef uint64_t nap = 0
-        cdef int rest = pacing.how_to_rest(&self.pace, now, True, mapped, &nap)
+        cdef int rest = pacing.how_to_rest(&self.pace, now, True, mapped, held, &nap)
         return ("poll", "nap", "sleep")[rest], nap
 
     def napped(self, uint64_t asked, uint64_t took):

@@ -70,6 +70,12 @@ class NbdServer:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def freeze(self) -> None:
+        """Stop it, and wait until all of its threads have: until then they answer."""
+        self.signal(signal.SIGSTOP)
+        assert self._process is not None
+        os.waitpid(self._process.pid, os.WUNTRACED)
+
     def kill(self) -> None:
         """As a crash: nothing is said to the clients."""
         if self._process is not None:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -332,7 +333,7 @@ def test_timeout(start: Start, tmp_path: Path, how: str) -> None:
             if how == "killed":
                 server.kill()
             else:
-                server.signal(signal.SIGSTOP)
+                server.freeze()
             began = time.monotonic()
             submit_reads(disk, 16)
             assert {c.status for c in disk.queue.drain(16)} == {Status.NAMESPACE_NOT_READY}
@@ -363,6 +364,42 @@ def test_the_control_plane_doesnt_wait_for_a_lost_server(start: Start, tmp_path:
                 disk.host.engine.flush_all()
 
 
+def cpu_seconds(threads: set[threading.Thread]) -> float:
+    """Processor time that threads of this process have used."""
+    lines = (Path(f"/proc/self/task/{each.native_id}/schedstat").read_text() for each in threads)
+    return sum(int(line.split()[0]) for line in lines) / 1e9
+
+
+def test_waiting_for_a_stuck_command_costs_nothing(start: Start, tmp_path: Path) -> None:
+    """Moves that are called off, and a pause, of a queue whose server says nothing."""
+    with image(tmp_path) as path, running(2, poll_max_us=0) as iothreads:
+        others = {each for each in threading.enumerate() if each.name.startswith("iothread-")}
+        server = start("file", str(path))
+        host = Host(iothreads)
+        backend = opened(server.uri)
+        disk = Disk(host, backend, 512)
+        disk.write(0, b"1" * PAGE)
+        server.freeze()
+        submit_reads(disk, 4)
+        time.sleep(0.05)
+        (place,) = (index for _, index, _ in host.engine.queue_loads())
+        before = cpu_seconds(others)
+        for _ in range(3):
+            assert not host.engine.move_queue(1, 1 - place, patience_ms=300)
+        assert cpu_seconds(others) - before < 0.1
+        thaw = threading.Timer(1.0, server.signal, [signal.SIGCONT])
+        thaw.start()
+        before, began = cpu_seconds(others), time.monotonic()
+        host.engine.dma_map(1 << 40, PAGE, host.fd, 0, 3)
+        assert time.monotonic() - began > 0.9
+        assert cpu_seconds(others) - before < 0.1
+        thaw.join()
+        assert {c.status for c in disk.queue.drain(4)} == {0}
+        assert disk.read(0, 8) == disk.expected(0, 8)
+        host.close()
+        backend.close()
+
+
 def test_a_disk_that_comes_back_larger(
     start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -372,6 +409,7 @@ def test_a_disk_that_comes_back_larger(
         with served(backend, 512) as disk:
             disk.write(0, b"1" * PAGE)
             server.kill()
+            wait_until(lambda: "is gone" in caplog.text)
             with path.open("ab") as file:
                 file.truncate(2 * SIZE)
             server.start()

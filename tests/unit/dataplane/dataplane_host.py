@@ -341,3 +341,16 @@ def running(
 def held() -> dict[str, int]:
     """What closed engines must have given back."""
     return {k: live_objects().get(k, 0) for k in ("queues", "mappings", "channels")}
+
+
+def flush_all(queue: Queue, count: int, batch: int) -> None:
+    """Submit in batches and take the completions in between; every command comes back once."""
+    left, cid = count, 0
+    while left:
+        n = min(batch, left)
+        queue.submit(*(sqe(FLUSH, cid=(cid + i) & 0xFFFF) for i in range(n)))
+        done = queue.drain(n)
+        assert [c.cid for c in done] == [(cid + i) & 0xFFFF for i in range(n)]
+        assert not any(c.status for c in done)
+        assert done[-1].sq_head == queue.tail
+        left, cid = left - n, cid + n

@@ -135,6 +135,18 @@ def test_short_gaps_are_polled_through_even_beside_a_busy_process() -> None:
     assert thread.rings + thread.naps < 0.01 * thread.work
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_late_nap_while_commands_are_held_is_no_preemption(held: bool) -> None:
+    """A long time between two looks is one; what is held has the thread nap instead of looking."""
+    thread = Simulated(itertools.repeat(50 * US, 500), WINDOW)
+    pace, now = thread.pace, thread.now + LOOK
+    assert pace.rest(now, held=held) == (("nap", 100 * US) if held else ("poll", 0))
+    now += 600 * US
+    pace.worked(now)
+    what, _ = pace.rest(now + 40 * US)
+    assert (what == "poll") == held
+
+
 def test_naps_come_back_after_a_moment_that_was_out_of_the_ordinary() -> None:
     thread = Simulated(itertools.repeat(200 * US, 500), WINDOW)
     thread.pace.napped(100 * US, 50 * MS)

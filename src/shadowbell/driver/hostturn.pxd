@@ -1,0 +1,4 @@
+from shadowbell.driver.hostload cimport Load
+from shadowbell.driver.verifier cimport Verifier
+
+cdef void turn(Load *load, Verifier check) noexcept nogil

@@ -156,7 +156,8 @@ cdef class Mapping:
     def __dealloc__(self):
         if self.base != NULL:
             store64(&registry[self.slot].end, 0)
-            munmap(self.base, self.length)
+            with nogil:  # freeing gigabytes takes long, when nobody else has the file any more
+                munmap(self.base, self.length)
             count_live(b"mappings", -1)
 
 

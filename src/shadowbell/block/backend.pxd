@@ -26,6 +26,7 @@ cdef enum:
     BOUNCE_COUNT = 16
     MAX_CONTEXTS = 64  # IOThreads of a process; config.py has the same limit
     MAX_FILES = 1024   # registered in a ring
+    MAX_RANGES = 256   # of memory that is registered in a ring
 
 ctypedef int (*submit_function)(BlockContext *, BlockRequest *) noexcept nogil
 ctypedef int (*advance_function)(BlockContext *, BlockRequest *, int) noexcept nogil
@@ -75,6 +76,22 @@ cdef struct Source:
     uint64_t due           # ns of CLOCK_MONOTONIC, 0: no timer
     Source *next_timed
 
+# Memory that is registered in rings: fixed.pxd.
+cdef struct FixedRange:
+    uint64_t start         # host address
+    uint64_t length
+    uint32_t slot          # of its first chunk in the rings' tables
+    uint32_t chunks
+    int source             # the ring that pins it
+    bint vectored          # the kernel takes transfers of several pieces
+    int error              # of entering it into a thread's rings: 0 or -errno
+
+cdef struct FixedTable:
+    uint32_t count
+    uint32_t hint          # the last hit
+    uint64_t transfers     # that went through registered memory
+    FixedRange *ranges[MAX_RANGES]  # by address
+
 # Per IOThread: the rings that its back ends submit to, bounce buffers, what its back ends wait for.
 cdef struct BlockContext:
     io_uring ring          # the one to sleep in
@@ -85,6 +102,7 @@ cdef struct BlockContext:
     uint32_t polling       # requests in the polled ring
     uint32_t commanding    # requests in the wide ring
     uint8_t files[MAX_FILES]   # which slots hold a registered file
+    FixedTable fixed
     uint8_t *bounce_area
     void *bounce_free[BOUNCE_COUNT]
     uint32_t bounce_left

@@ -7,7 +7,7 @@ system can't do is done another way, and remembered.
 """
 
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EIO, ENOSYS, EOPNOTSUPP
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, mmap
 
 import os
@@ -28,9 +28,11 @@ from shadowbell.block.backend cimport (
     BlockContext,
     BlockRequest,
     BlockState,
+    FixedTable,
     bounce_give,
     bounce_take,
 )
+from shadowbell.block.fixed cimport fixed_buffer
 from shadowbell.block.flushing cimport begin_flush, end_flush, mark_written
 from shadowbell.block.pieces cimport gather, scatter
 from shadowbell.block.rings cimport (
@@ -42,7 +44,11 @@ from shadowbell.block.rings cimport (
 )
 from shadowbell.dataplane.includes.uring cimport (
     IORING_FSYNC_DATASYNC,
+    IORING_OP_READ_FIXED,
+    IORING_OP_READV_FIXED,
     IORING_OP_URING_CMD,
+    IORING_OP_WRITE_FIXED,
+    IORING_OP_WRITEV_FIXED,
     io_uring_get_sqe,
     io_uring_prep_fallocate,
     io_uring_prep_fsync,
@@ -271,7 +277,7 @@ cdef bint queue_part(BlockContext *context, BlockRequest *request) noexcept nogi
             request.single.iov_base = <uint8_t *> request.bounce + request.done
             request.single.iov_len = left
             move(sqe, request, &request.single, 1, offset)
-        else:
+        elif not move_fixed(&context.fixed, sqe, request, offset):
             move(sqe, request, request.iov, request.niov, offset)
         if fua:
             sqe.rw_flags = RWF_DSYNC
@@ -292,6 +298,25 @@ cdef bint queue_part(BlockContext *context, BlockRequest *request) noexcept nogi
     use_file(context, backend, sqe)
     io_uring_sqe_set_data64(sqe, <uint64_t> request)
     context.polling += polled
+    return True
+
+
+cdef inline bint move_fixed(FixedTable *table, io_uring_sqe *sqe, BlockRequest *request,
+                            uint64_t offset) noexcept nogil:
+    """False unless the rings have the memory registered."""
+    cdef iovec *iov = request.iov
+    cdef bint reads = request.op == BLOCK_READ
+    cdef int slot = fixed_buffer(table, iov, request.niov)
+    if slot < 0:
+        return False
+    if request.niov == 1:
+        io_uring_prep_rw(IORING_OP_READ_FIXED if reads else IORING_OP_WRITE_FIXED, sqe, 0,
+                         iov.iov_base, <unsigned> iov.iov_len, offset)
+    else:
+        io_uring_prep_rw(IORING_OP_READV_FIXED if reads else IORING_OP_WRITEV_FIXED, sqe, 0,
+                         iov, request.niov, offset)
+    sqe.buf_index = <uint16_t> slot
+    table.transfers += 1
     return True
 
 

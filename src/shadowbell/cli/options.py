@@ -17,7 +17,7 @@ from shadowbell.config import (
 from shadowbell.errors import UserError
 
 NEXT_CONTROLLER = "--and"
-PROCESS = ("iothreads", "iothread_cpus", "poll_max_us", "sqpoll", "iopoll")
+PROCESS = ("iothreads", "iothread_cpus", "poll_max_us", "sqpoll", "iopoll", "fixed_buffers")
 EPILOG = """\
 namespaces:
   disk.img, /dev/vdb             an image file or a block device, LBAs of 512 bytes
@@ -76,6 +76,11 @@ def serving_parser(command: str, description: str) -> Parser:
     )
     process.add_argument(
         "--iopoll", action="store_true", help="poll the devices of files instead of interrupts"
+    )
+    process.add_argument(
+        "--fixed-buffers",
+        action="store_true",
+        help="pin the guests' memory and register it with io_uring, for I/O to files",
     )
     process.add_argument(
         "--config", metavar="FILE", help="read everything from a TOML file instead"

@@ -181,8 +181,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `iothread_cpus`: the processor that each IOThread runs on; None leaves it to the kernel.
 
     `sqpoll`: a kernel thread submits to files, on a processor of its own. `iopoll`: completions of
-    files are fetched from their devices, not told by interrupts. Raises UserError when a field is
-    out of range or two controllers are in each other's way.
+    files are fetched from their devices, not told by interrupts. `fixed_buffers`: the clients'
+    memory is pinned and registered with io_uring. Raises UserError when a field is out of range or
+    two controllers are in each other's way.
     """
 
     controllers: tuple[ControllerConfig, ...] = msgspec.field(name="controller")
@@ -191,6 +192,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     poll_max_us: PollMax = 256
     sqpoll: bool = False
     iopoll: bool = False
+    fixed_buffers: bool = False
 
     def __post_init__(self) -> None:
         if not self.controllers:

@@ -39,13 +39,27 @@ cdef inline uint8_t *translate(DmaTable *table, uint32_t *hint, uint64_t iova, u
     return segment.host + (iova - segment.iova)
 
 
+cdef class Mapping:
+    cdef uint8_t *base
+    cdef uint64_t offset       # of base in the file
+    cdef uint64_t length
+    cdef bint writable
+    cdef bint sealed           # the file can't shrink
+    cdef object key            # (st_dev, st_ino); None: not shared between ranges
+    cdef uint32_t slot
+    cdef uint32_t uses
+
+
 cdef class Memory:
     cdef DmaTable *table
     cdef uint32_t room         # segments that fit the table
     cdef list mappings
+    cdef object pins           # Pins that are told of whole files; None: nobody is
     cdef object mapping_for(self, int fd, uint64_t offset, uint64_t length)
+    cdef int drop(self, Mapping mapping) except -1
     cdef int make_room(self) except -1
     cdef uint32_t position(self, uint64_t iova) noexcept
     cdef int copy_bytes(self, uint64_t iova, uint8_t *data, uint64_t length, bint write) except -1
+    cpdef uint64_t pinned_bytes(self)
     cpdef bint covers(self, uint64_t iova, uint64_t length)
     cpdef bint bus_error(self)

@@ -114,16 +114,16 @@ cdef void install_handler() noexcept:
     sigaction(SIGBUS, &action, NULL)
 
 
+cdef bint is_sealed(int fd):
+    """Does the file keep its size, whatever the client does? QEMU's memory-backend-memfd does."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK != 0
+    except OSError:
+        return False  # no memory file
+
+
 cdef class Mapping:
     """One file of the client's in our address space."""
-
-    cdef uint8_t *base
-    cdef uint64_t offset       # of base in the file
-    cdef uint64_t length
-    cdef bint writable
-    cdef object key            # (st_dev, st_ino); None: not shared between ranges
-    cdef uint32_t slot
-    cdef uint32_t uses
 
     def __cinit__(self, int fd, uint64_t offset, uint64_t length, bint writable, key):
         global registry_used
@@ -138,6 +138,7 @@ cdef class Mapping:
         self.length = length
         self.writable = writable
         self.key = key
+        self.sealed = key is not None and is_sealed(fd)
         for i in range(MAX_MAPPINGS):
             if registry[i].end == 0:
                 break
@@ -155,15 +156,17 @@ cdef class Mapping:
     def __dealloc__(self):
         if self.base != NULL:
             store64(&registry[self.slot].end, 0)
-            munmap(self.base, self.length)
+            with nogil:  # freeing gigabytes takes long, when nobody else has the file any more
+                munmap(self.base, self.length)
             count_live(b"mappings", -1)
 
 
 cdef class Memory:
     """One client's DMA maps. All methods are the control plane's; IOThreads read ``table``."""
 
-    def __cinit__(self):
+    def __cinit__(self, pins=None):
         self.mappings = []
+        self.pins = pins
         self.table = <DmaTable *> calloc(1, sizeof(DmaTable))
         if self.table == NULL:
             raise MemoryError
@@ -212,6 +215,8 @@ cdef class Memory:
         if mapping is not None:
             if mapping.uses == 0:
                 self.mappings.append(mapping)
+                if self.pins is not None and mapping.key is not None:
+                    self.pins.add(mapping)
             mapping.uses += 1
 
     def unmap(self, uint64_t iova, uint64_t length):
@@ -243,12 +248,19 @@ cdef class Memory:
         for mapping in list(self.mappings):
             mapping.uses -= gone.get(mapping.slot, 0)
             if mapping.uses == 0:
-                self.mappings.remove(mapping)
+                self.drop(mapping)
 
     def clear(self):
         """Remove every segment and mapping."""
         self.table.count = 0
-        self.mappings.clear()
+        for mapping in list(self.mappings):
+            self.drop(mapping)
+
+    cdef int drop(self, Mapping mapping) except -1:
+        self.mappings.remove(mapping)
+        if self.pins is not None:
+            self.pins.drop(mapping)
+        return 0
 
     def read(self, uint64_t iova, uint64_t length):
         """Copy ``length`` bytes out of the guest's memory; raises ``DmaError``."""
@@ -285,6 +297,14 @@ cdef class Memory:
             length -= part
         return 0
 
+    cpdef uint64_t pinned_bytes(self):
+        cdef Mapping mapping
+        cdef uint64_t total = 0
+        if self.pins is not None:
+            for mapping in self.mappings:
+                total += mapping.length if self.pins.holds(mapping) else 0
+        return total
+
     cpdef bint covers(self, uint64_t iova, uint64_t length):
         """Is any segment inside [iova, iova + length)?"""
         cdef uint32_t i = self.position(iova)
@@ -293,10 +313,13 @@ cdef class Memory:
     cpdef bint bus_error(self):
         """Has the client taken memory away that we then touched?"""
         cdef Mapping mapping
+        cdef bint found = False
         for mapping in self.mappings:
             if registry[mapping.slot].failed:
-                return True
-        return False
+                found = True
+                if self.pins is not None:
+                    self.pins.drop(mapping)  # zero pages are in its place: the old ones don't count
+        return found
 
     cdef uint32_t position(self, uint64_t iova) noexcept:
         """Index of the first segment at or above iova."""

@@ -4,6 +4,7 @@ from shadowbell.block import Backend
 from shadowbell.dataplane.iothread import IOThread
 from shadowbell.dataplane.ledger import QueueLedger
 from shadowbell.dataplane.notices import Event
+from shadowbell.dataplane.pins import Pins
 
 class Engine:
     notify_fd: int
@@ -15,9 +16,11 @@ class Engine:
         max_queues: int,
         mapped: bool,
         placement: Sequence[int] | None = None,
+        pins: Pins | None = None,
     ) -> None:
         """``placement``: for I/O completion queue 1, 2, ... the index of the IOThread that it
-        begins on; without, new queues take the IOThreads in turn. Raises ValueError.
+        begins on; without, new queues take the IOThreads in turn. ``pins``: has the IOThreads'
+        rings know the client's memory. Raises ValueError.
         """
     def close(self) -> None: ...
     def clear_notify(self) -> None: ...
@@ -29,6 +32,10 @@ class Engine:
     def dma_map(self, iova: int, length: int, fd: int | None, offset: int, prot: int) -> None: ...
     def dma_unmap(self, iova: int, length: int) -> None: ...
     def dma_unmap_all(self) -> None: ...
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of the client's memory that the IOThreads' rings know."""
+
     def dma_read(self, iova: int, length: int) -> bytes: ...
     def dma_write(self, iova: int, data: bytes) -> None: ...
     def write_data(self, sqe: bytes, data: bytes) -> None: ...

@@ -35,6 +35,7 @@ from shadowbell.dataplane.layout cimport (
 from shadowbell.dataplane.live cimport count_live
 from shadowbell.dataplane.namespaces cimport Namespaces, free_namespaces
 from shadowbell.dataplane.pausing cimport Pausing
+from shadowbell.dataplane.pins cimport Pins
 from shadowbell.dataplane.queueset cimport QueueSet
 from shadowbell.dataplane.stream cimport Stream
 
@@ -61,7 +62,8 @@ cdef class Engine:
     cdef readonly int notify_fd
     cdef readonly int doorbell_fd
 
-    def __cinit__(self, iothreads, *, int max_queues, bint mapped, placement=None):
+    def __cinit__(self, iothreads, *, int max_queues, bint mapped, placement=None,
+                  Pins pins=None):
         self.notify_fd = self.doorbell_fd = -1
         if not 1 <= max_queues < MAX_QUEUES:
             raise ValueError(f"max_queues must be 1 to {MAX_QUEUES - 1}")
@@ -70,7 +72,7 @@ cdef class Engine:
         self.pausing = self.queues.pausing = Pausing(threads)
         self.namespaces = Namespaces(threads)
         self.namespaces.pausing = self.pausing
-        self.memory = Memory()
+        self.memory = Memory(pins)
         self.state = <EngineState *> calloc(1, sizeof(EngineState))
         if self.state == NULL:
             raise MemoryError
@@ -169,6 +171,10 @@ cdef class Engine:
         with self.pausing.paused():
             self.memory.clear()
             self.binding.rebind()
+
+    @property
+    def pinned_bytes(self):
+        return self.memory.pinned_bytes()
 
     def dma_read(self, uint64_t iova, uint64_t length):
         return self.access.read(iova, length)

@@ -1,4 +1,4 @@
-from shadowbell.block.backend cimport BlockState
+from shadowbell.block.backend cimport BlockState, FixedRange
 from shadowbell.dataplane.layout cimport CompletionQueue, EngineState, ThreadState
 
 cdef double ticks_a_second()
@@ -13,4 +13,5 @@ cdef class IOThread:
     cdef object failure
     cdef int rings             # RingOption
     cdef bint post(self, int kind, EngineState *engine, BlockState *backend=*,
-                   CompletionQueue *cq=*, int patience_ms=*) except -1
+                   CompletionQueue *cq=*, int patience_ms=*,
+                   FixedRange *memory=*) except -1

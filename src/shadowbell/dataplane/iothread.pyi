@@ -18,5 +18,9 @@ class IOThread:
     def busy_ns(self) -> int:
         """Nanoseconds spent in rounds that found work, since the thread began."""
 
+    @property
+    def fixed_transfers(self) -> int:
+        """Transfers that went through registered memory."""
+
     def set_alarm(self, fd: int, busy_ns: int) -> None:
         """Have eventfd ``fd`` written, once, when the thread was busy for ``busy_ns`` more."""

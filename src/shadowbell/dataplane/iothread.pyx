@@ -29,6 +29,7 @@ from shadowbell.block.backend cimport (
     MAX_CONTEXTS,
     BlockContext,
     BlockState,
+    FixedRange,
 )
 from shadowbell.block.rings cimport RING_IOPOLL, RING_SQPOLL, close_rings, open_rings
 from shadowbell.dataplane.commands cimport complete_command
@@ -212,6 +213,10 @@ cdef class IOThread:
         busy = load64(&self.state.busy)  # Python's: the product has more than 64 bits after hours
         return busy * self.state.pace.ns_factor >> 20
 
+    @property
+    def fixed_transfers(self):
+        return load64(&self.state.block.fixed.transfers)
+
     def set_alarm(self, int fd, uint64_t busy_ns):
         # The old value may go off meanwhile, the new one only through the new descriptor.
         store64(&self.state.busy_alarm, NEVER)
@@ -220,7 +225,8 @@ cdef class IOThread:
                 load64(&self.state.busy) + in_ticks(&self.state.pace, busy_ns))
 
     cdef bint post(self, int kind, EngineState *engine, BlockState *backend=NULL,
-                   CompletionQueue *cq=NULL, int patience_ms=-1) except -1:
+                   CompletionQueue *cq=NULL, int patience_ms=-1,
+                   FixedRange *memory=NULL) except -1:
         """Have the thread do one operation and wait until it is done.
 
         False: it was abandoned after so many milliseconds, and nothing has changed.
@@ -235,6 +241,7 @@ cdef class IOThread:
             state.mailbox.engine = engine
             state.mailbox.backend = backend
             state.mailbox.cq = cq
+            state.mailbox.memory = memory
             state.mailbox.abandoned = 0
             state.mailbox.kept = False
             store32(&state.mailbox.posted, state.mailbox.done + 1)

@@ -6,7 +6,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from shadowbell.block.backend cimport BlockContext, BlockRequest, BlockState
+from shadowbell.block.backend cimport BlockContext, BlockRequest, BlockState, FixedRange
 from shadowbell.dataplane.includes.uring cimport iovec
 from shadowbell.dataplane.moderation cimport Moderation
 from shadowbell.dataplane.pacing cimport Pace
@@ -281,13 +281,16 @@ cdef enum OpKind:
     OP_CHANNEL_CLOSE
     OP_ENTER                       # make a back end's state in the thread
     OP_LEAVE                       # give it back
+    OP_ENTER_RANGE                 # have the rings know memory that is pinned
+    OP_LEAVE_RANGE                 # have them forget it
     OP_STOP
 
-# One mailbox slot: the control plane posts one operation at a time and waits for it.
+# One mailbox slot: who posts an operation waits for it, and the next one for both.
 cdef struct Mailbox:
     int kind
     EngineState *engine
     BlockState *backend
+    FixedRange *memory
     int error                      # of OP_ENTER: 0 or -errno
     CompletionQueue *cq
     uint32_t posted

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from shadowbell.block.backend cimport BlockState
+from shadowbell.block.fixed cimport enter_range, leave_range
 from shadowbell.dataplane.arrivals cimport read_if_ours
 from shadowbell.dataplane.commands cimport refuse_command
 from shadowbell.dataplane.events cimport signal_fd
@@ -16,7 +17,9 @@ from shadowbell.dataplane.layout cimport (
     OP_CHANNEL_CLOSE,
     OP_CHANNEL_OPEN,
     OP_ENTER,
+    OP_ENTER_RANGE,
     OP_LEAVE,
+    OP_LEAVE_RANGE,
     OP_PAUSE,
     OP_RELEASE,
     OP_RESUME,
@@ -46,6 +49,10 @@ cdef bint operate(ThreadState *thread) noexcept nogil:
     elif kind == OP_LEAVE:
         if not leave(thread, thread.mailbox.backend):
             return False
+    elif kind == OP_ENTER_RANGE:
+        enter_range(&thread.block, thread.mailbox.memory)
+    elif kind == OP_LEAVE_RANGE:
+        leave_range(&thread.block, thread.mailbox.memory)
     elif kind == OP_RELEASE:
         released = release(thread, thread.mailbox.cq)
         if released == HANDOVER_WAITS:

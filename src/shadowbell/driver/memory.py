@@ -2,6 +2,7 @@
 
 import bisect
 import ctypes
+import fcntl
 import mmap
 import os
 import threading
@@ -38,8 +39,10 @@ class Arena:
     def __init__(self, size: int, iova: int = 1 << 32) -> None:
         self.size = -(-size // HUGE) * HUGE
         self.iova = iova
-        self.fd = os.memfd_create("shadowbell-driver", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create("shadowbell-driver", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, self.size)
+        # As QEMU's memory is: what can't shrink may be pinned.
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self._map = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED)
         self.view = memoryview(self._map)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))

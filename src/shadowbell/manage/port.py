@@ -12,7 +12,7 @@ import msgspec
 
 from shadowbell.config import MAX_SOCKET_PATH, ControllerConfig
 from shadowbell.controller import Controller
-from shadowbell.dataplane import Engine, IOThread
+from shadowbell.dataplane import Engine, IOThread, Pins
 from shadowbell.dataplane.ledger import QueueLedger
 from shadowbell.errors import UserError
 from shadowbell.manage.attachment import Attachment, Detached, Log
@@ -26,12 +26,18 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class ControllerStatus(msgspec.Struct, kw_only=True):
-    """What `shadowbell control SOCKET status` tells; `client` is the attached process."""
+    """What `shadowbell control SOCKET status` tells; `client` is the attached process.
+
+    `pinned`: bytes of its memory that are registered with io_uring. `fixed_transfers`: transfers to
+    registered memory, of all controllers since the process began.
+    """
 
     socket: str
     serial: str
     model: str
     client: int | None
+    pinned: int
+    fixed_transfers: int
     namespaces: list[NamespaceStatus]
 
 
@@ -56,17 +62,19 @@ class Port:
         self._control: ControlSocket | None = None
         self._attachment: Attachment | None = None
         self._watching_output = False
+        self._iothreads: Sequence[IOThread] = ()
 
-    def open(self, iothreads: Sequence[IOThread]) -> None:
+    def open(self, iothreads: Sequence[IOThread], pins: Pins | None = None) -> None:
         """Open the back ends, make the device, listen. Raises UserError."""
         config = self.config
+        self._iothreads = iothreads
         self.disks.open(config.namespaces)
         self._mapped = config.doorbells == "mapped"
         if self._mapped and os.sysconf("SC_PAGESIZE") != PAGE_SIZE:
             self._log.warning("this host's pages are too large to map doorbells: trapping them")
             self._mapped = False
         try:
-            self._make_device(iothreads)
+            self._make_device(pins)
         except (OSError, ValueError) as error:
             raise UserError(f"can't make the controller of {config.socket}: {error}") from error
         assert self.engine is not None
@@ -85,15 +93,16 @@ class Port:
         if path:
             self._control = ControlSocket(path, self, self._selector)
 
-    def _make_device(self, iothreads: Sequence[IOThread]) -> None:
+    def _make_device(self, pins: Pins | None) -> None:
         config = self.config
         serial = config.serial_number
         vectors = vector_count(config.interrupts, config.max_queues)
         self.engine = Engine(
-            iothreads,
+            self._iothreads,
             max_queues=config.max_queues,
             mapped=self._mapped,
             placement=config.queue_threads,
+            pins=pins,
         )
         self._controller = Controller(
             self.engine,
@@ -134,6 +143,8 @@ class Port:
             serial=self.config.serial_number,
             model=self.config.model,
             client=self._attachment.pid if self._attachment is not None else None,
+            pinned=self.engine.pinned_bytes if self.engine is not None else 0,
+            fixed_transfers=sum(thread.fixed_transfers for thread in self._iothreads),
             namespaces=self.disks.status(),
         )
 

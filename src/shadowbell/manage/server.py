@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from shadowbell.config import ServerConfig, parse_namespace
-from shadowbell.dataplane import IOThread
+from shadowbell.dataplane import IOThread, Pins
 from shadowbell.dataplane.ledger import QueueLedger
 from shadowbell.errors import UserError
 from shadowbell.limits import Limits
@@ -50,6 +50,7 @@ class Server:
         self._ledgers_wanted = False
         self._closed = False
         self._iothreads: list[IOThread] = []
+        self._pins: Pins | None = None
         self._ports: list[Port] = []
         self._balancer: Balancer | None = None
 
@@ -73,10 +74,12 @@ class Server:
                     "(sysctl kernel.io_uring_disabled, the container's seccomp profile)"
                 ) from error
             self._iothreads.append(iothread)
+        if self.config.fixed_buffers:
+            self._pins = Pins(self._iothreads)
         for controller in self.config.controllers:
             port = Port(controller, self._selector, iopoll=self.config.iopoll)
             self._ports.append(port)
-            port.open(self._iothreads)
+            port.open(self._iothreads, self._pins)
         if len(self._iothreads) > 1:
             self._balancer = Balancer(self._iothreads, self._ports)
             self._selector.register(self._balancer, selectors.EVENT_READ, self._balancer.woken)
@@ -208,6 +211,9 @@ class Server:
         self._closed = True
         for port in self._ports:
             port.close()
+        if self._pins is not None:
+            self._pins.close()
+            self._pins = None
         for iothread in self._iothreads:
             iothread.stop()
         if self._balancer is not None:

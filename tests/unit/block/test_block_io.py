@@ -30,6 +30,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shadowbell.block import Backend, open_backend
+from shadowbell.dataplane import Pins
 from shadowbell.nvme.status import Status
 
 SIZE = 4 * MIB
@@ -84,10 +85,19 @@ class Disk:
 
 @contextlib.contextmanager
 def served(
-    backend: Backend, lba: int, *, sqpoll: bool = False, iopoll: bool = False
+    backend: Backend,
+    lba: int,
+    *,
+    sqpoll: bool = False,
+    iopoll: bool = False,
+    fixed: bool = False,
 ) -> Iterator[Disk]:
-    with running(sqpoll=sqpoll, iopoll=iopoll) as threads:
-        host = Host(threads)
+    """``fixed``: the host's memory is registered, or still on its way there."""
+    with running(sqpoll=sqpoll, iopoll=iopoll) as threads, contextlib.ExitStack() as stack:
+        pins = Pins(threads) if fixed else None
+        if pins is not None:
+            stack.callback(pins.close)
+        host = Host(threads, pins=pins)
         try:
             yield Disk(host, backend, lba)
         finally:

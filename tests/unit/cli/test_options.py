@@ -33,7 +33,8 @@ def test_every_option() -> None:
     config, own = parse(
         "--memory 2G a.img --socket /s --namespace file:/b,lba=4096 --serial S --model M "
         "--doorbells mapped --no-dbbuf --max-queues 8 --interrupts msi --read-only c.img "
-        "--namespace null:1T --iothreads 2 --poll-max-us 0 --sqpoll --iopoll",
+        "--namespace null:1T --iothreads 2 --poll-max-us 0 --sqpoll --iopoll "
+        "--fixed-buffers",
         "memory",
     )
     assert own == {"memory": "2G"}
@@ -42,6 +43,7 @@ def test_every_option() -> None:
         poll_max_us=0,
         sqpoll=True,
         iopoll=True,
+        fixed_buffers=True,
         controllers=(
             ControllerConfig(
                 socket="/s",

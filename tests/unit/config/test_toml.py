@@ -10,6 +10,7 @@ from shadowbell.errors import UserError
 EVERYTHING = """
 iothreads = 2
 poll_max_us = 0
+fixed_buffers = true
 
 [[controller]]
 socket = "/run/a.sock"
@@ -41,6 +42,7 @@ def test_a_file_says_everything(tmp_path: Path) -> None:
     assert load(write(tmp_path, EVERYTHING)) == ServerConfig(
         iothreads=2,
         poll_max_us=0,
+        fixed_buffers=True,
         controllers=(
             ControllerConfig(
                 socket="/run/a.sock",

@@ -4,6 +4,7 @@ It knows the wire and the queue layout only, and nothing of how the data plane w
 """
 
 import contextlib
+import fcntl
 import mmap
 import os
 import selectors
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from shadowbell.block import Backend, open_backend
-from shadowbell.dataplane import Engine, IOThread, live_objects
+from shadowbell.dataplane import Engine, IOThread, Pins, live_objects
 from shadowbell.dataplane.ledger import QueueLedger
 from shadowbell.dataplane.notices import Event
 
@@ -132,6 +133,14 @@ class Queue:
         return [self.wait() for _ in range(count)]
 
 
+def sealed(size: int) -> int:
+    """A file in memory that can't shrink, as QEMU's."""
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return fd
+
+
 class Host:
     """One engine and its client; IO virtual addresses from ``base`` are the memfd's bytes."""
 
@@ -146,9 +155,12 @@ class Host:
         channel: bool = True,
         map_all: bool = True,
         placement: list[int] | None = None,
+        pins: Pins | None = None,
     ) -> None:
-        self.engine = Engine(iothreads, max_queues=max_queues, mapped=mapped, placement=placement)
-        self.fd = os.memfd_create("host")
+        self.engine = Engine(
+            iothreads, max_queues=max_queues, mapped=mapped, placement=placement, pins=pins
+        )
+        self.fd = sealed(size) if pins is not None else os.memfd_create("host")
         os.ftruncate(self.fd, size)
         self.size, self.base = size, base
         self.memory = mmap.mmap(self.fd, size)
@@ -340,7 +352,7 @@ def running(
 
 def held() -> dict[str, int]:
     """What closed engines must have given back."""
-    return {k: live_objects().get(k, 0) for k in ("queues", "mappings", "channels")}
+    return {k: live_objects().get(k, 0) for k in ("queues", "mappings", "channels", "pinned")}
 
 
 def flush_all(queue: Queue, count: int, batch: int) -> None:

@@ -118,7 +118,7 @@ def read_module(tree: Path, name: str) -> bytes:
 def build(folder: Path) -> None:
     if debian.host_architecture() != "amd64":
         raise debian.ToolError("the guest is built on an x86-64 machine only")
-    debian.say("fetching the guest's kernels and programs from Debian (115 MB)")
+    debian.say("fetching the guest's kernels and programs from Debian (130 MB)")
     archive = debian.Archive(folder / "apt", ("trixie", "bookworm"), "amd64")
     archive.update()
     root = folder / "root"

@@ -52,6 +52,8 @@ MINUTES ?= 10
 soak: build
 	@$(PYTHON_VENV) tests/soak.py --minutes $(MINUTES)
 	@$(PYTHON_VENV) tests/kill.py --kills 100
+	@$(MAKE) --no-print-directory guest
+	@$(PYTHON_VENV) tests/guest/hunt_power_failures.py --minutes $(MINUTES)
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,8 +1,8 @@
 """Build the guest for tests and demo from Debian's packages, without root.
 
 In .cache/guest: vmlinuz-6.1 (Debian 12) and vmlinuz-6.12 (Debian 13), initramfs.cpio with fio,
-nvme-cli and e2fsprogs, boot.img, a disk that BIOS and UEFI firmware boot (GRUB, 6.12, a small
-initramfs), and accelerator, what runs them here.
+nvme-cli, e2fsprogs and xfsprogs, boot.img, a disk that BIOS and UEFI firmware boot (GRUB, 6.12, a
+small initramfs), and accelerator, what runs them here.
 """
 
 from __future__ import annotations
@@ -25,9 +25,16 @@ sys.path.insert(0, str(debian.ROOT / "src"))
 from shadowbell.guest import locate
 
 KERNELS = {"6.1": "bookworm", "6.12": "trixie"}
-PROGRAMS = ("usr/bin/fio", "usr/sbin/nvme", "usr/sbin/mke2fs", "usr/sbin/e2fsck")
+PROGRAMS = (
+    "usr/bin/fio",
+    "usr/sbin/nvme",
+    "usr/sbin/mke2fs",
+    "usr/sbin/e2fsck",
+    "usr/sbin/mkfs.xfs",
+    "usr/sbin/xfs_repair",
+)
 ALIASES = {"usr/sbin/mkfs.ext4": "mke2fs", "usr/sbin/fsck.ext4": "e2fsck"}
-PACKAGES = ("fio", "nvme-cli", "e2fsprogs", "busybox-static", *boot_disk.PACKAGES)
+PACKAGES = ("fio", "nvme-cli", "e2fsprogs", "xfsprogs", "busybox-static", *boot_disk.PACKAGES)
 # For the agent's port, and QEMU's own disk that bench compares with; in dependency order.
 MODULES = {
     "6.1": (
@@ -41,6 +48,8 @@ MODULES = {
     ),
     "6.12": ("virtio_blk",),
 }
+# In a folder of their own, for who asks: only one test needs them, and every boot would load them.
+ON_DEMAND = {"6.12": {"xfs": ("libcrc32c", "xfs")}}
 LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
 INIT = debian.ROOT / "tools/guest/init"
 
@@ -88,6 +97,10 @@ def full(root: Path) -> Initramfs:
         (tree,) = modules_of(root, release)
         for order, module in enumerate(modules):
             archive.file(f"modules/{tree.name}/{order}-{module}.ko", read_module(tree, module))
+        for name, needed in ON_DEMAND.get(release, {}).items():
+            for order, module in enumerate(needed):
+                path = f"modules/{tree.name}/{name}/{order}-{module}.ko"
+                archive.file(path, read_module(tree, module))
     return archive
 
 
@@ -105,7 +118,7 @@ def read_module(tree: Path, name: str) -> bytes:
 def build(folder: Path) -> None:
     if debian.host_architecture() != "amd64":
         raise debian.ToolError("the guest is built on an x86-64 machine only")
-    debian.say("fetching the guest's kernels and programs from Debian (115 MB)")
+    debian.say("fetching the guest's kernels and programs from Debian (130 MB)")
     archive = debian.Archive(folder / "apt", ("trixie", "bookworm"), "amd64")
     archive.update()
     root = folder / "root"

@@ -50,7 +50,8 @@ class Interrupts:
 
     ``deadline``: an entry isn't held back for ever. ``sleeps``: the device may sleep while it holds
     an interrupt back. ``lazy``: the host may leave its head unstored. ``polls``: the host also
-    looks without an interrupt. ``masks``: the client takes the vector's eventfd away and gives it
+    looks without an interrupt. ``puts_off``: the device may hold a first interrupt for a while
+    (moderation.pxd). ``masks``: the client takes the vector's eventfd away and gives it
     back, and a signal that nobody had read is gone.
 
     The rest are mistakes. ``forgets``: what is held back isn't looked at again. ``signals_early``:
@@ -64,6 +65,7 @@ class Interrupts:
     sleeps: bool = True
     lazy: bool = False
     polls: bool = False
+    puts_off: bool = False
     masks: bool = False
     forgets: bool = False
     signals_early: bool = False
@@ -81,6 +83,8 @@ class Interrupts:
             return f"LOST: {s.tail - s.taken} entries wait, the host sleeps, the device is done"
         if self.deadline:
             return None
+        if self.puts_off:
+            return f"LOST: the device may put {s.unsignalled} entries off for ever"
         if s.asleep or s.unsignalled < self.threshold:
             return f"LOST: the device holds {s.unsignalled} entries back and nothing wakes it"
         if verdict(s.tail - s.head, s.unsignalled) == "hold":
@@ -165,6 +169,8 @@ class Interrupts:
                 held = 0 if self.forgets else s.unsignalled
                 yield "device holds its interrupt back", s._replace(unsignalled=held)
             case "raise":
+                if self.puts_off:
+                    yield "device puts its interrupt off", s
                 if self._may_signal(s):
                     yield "device signals", self._signalled(s)
                 else:

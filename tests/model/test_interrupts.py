@@ -17,8 +17,11 @@ HOSTS = pytest.mark.parametrize(
 @DEPTHS
 @HOSTS
 @pytest.mark.parametrize("masks", [False, True], ids=["", "masked at times"])
-def test_no_interrupt_is_lost(depth: int, host: dict[str, bool], masks: bool) -> None:
-    result = explore(Interrupts(depth, masks=masks, **host))
+@pytest.mark.parametrize("puts_off", [False, True], ids=["", "put off"])
+def test_no_interrupt_is_lost(
+    depth: int, host: dict[str, bool], masks: bool, puts_off: bool
+) -> None:
+    result = explore(Interrupts(depth, masks=masks, puts_off=puts_off, **host))
     assert result.holds, result.story()
     print(f"depth {depth}: {result.states} states")
 
@@ -44,6 +47,7 @@ def test_while_polling_the_head_alone_tells(depth: int) -> None:
         {"deadline": False},
         {"deadline": False, "sleeps": False, "lazy": True},
         {"deadline": False, "sleeps": False, "threshold": 2},
+        {"deadline": False, "sleeps": False, "puts_off": True},
         {"signals_early": True},
         {"masks": True, "rechecks": False},
         {"drains_late": True},

@@ -74,3 +74,16 @@ class Pace:
         """A look found none: what to do, and how long to nap."""
     def napped(self, asked: int, took: int) -> None:
         """A nap ended by its timer."""
+
+class Moderation:
+    """Whether a queue's first interrupts wait for more completions; times are nanoseconds."""
+
+    @property
+    def holding(self) -> bool: ...
+    def told(self, now: int, entries: int, signalled: bool = True) -> None:
+        """The host was told of so many entries, or took them without an interrupt."""
+    def held_until(self, entries: int, since: int, arrived: int) -> int:
+        """Until when a first interrupt is held; 0: not at all.
+
+        ``since``: its first entry was posted; ``arrived``: the host's last command.
+        """

@@ -1,12 +1,12 @@
 """The compiled doorbell, pacing and interrupt rules, step by step, for tests and labs.
 
 Each class holds a structure of the data plane's with memory words of its own, and calls the very
-functions of doorbells.pxd, pacing.pxd and interrupts.pxd that the IOThreads inline.
+functions of doorbells.pxd, pacing.pxd, interrupts.pxd and moderation.pxd that the IOThreads inline.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from shadowbell.dataplane cimport doorbells, interrupts, pacing
+from shadowbell.dataplane cimport doorbells, interrupts, moderation, pacing
 from shadowbell.dataplane.includes.cpu cimport load32, store32
 from shadowbell.dataplane.layout cimport CompletionQueue, Counters, SubmissionQueue
 
@@ -158,3 +158,20 @@ cdef class Pace:
 
     def napped(self, uint64_t asked, uint64_t took):
         pacing.napped(&self.pace, asked, took)
+
+
+cdef class Moderation:
+    """Whether a queue's first interrupts wait; a tick is a nanosecond."""
+
+    cdef moderation.Moderation state
+
+    @property
+    def holding(self):
+        return self.state.stance != moderation.PLAIN
+
+    def told(self, uint64_t now, uint32_t entries, bint signalled=True):
+        moderation.moderate(&self.state, now, moderation.WINDOW_NS, entries, signalled)
+
+    def held_until(self, uint32_t entries, uint64_t since, uint64_t arrived):
+        return moderation.first_hold(&self.state, entries, since, arrived, moderation.QUIET_NS,
+                                     moderation.FIRST_HOLD_NS)

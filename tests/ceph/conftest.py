@@ -6,15 +6,11 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, missing_programs
-from disks import SOCKET, Attach, Disk, MakeDisk, Serve
-
-from shadowbell.driver import Host
-from shadowbell.guest import Served
+from disks import Attach, Disk, MakeDisk, Serve
 
 HERE = Path(__file__).parent
 
@@ -44,41 +40,6 @@ def ceph(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         if request.session.testsfailed:
             cluster.keep = True
             sys.stderr.write(f"\nCeph's logs: {cluster.folder}\n")
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """``serve("rbd:...", ...)`` starts a server; its exit must be clean."""
-    running: list[Served] = []
-
-    def start(*arguments: str) -> Served:
-        served = Served([*arguments, "--socket", f"{{folder}}/{SOCKET}"])
-        running.append(served)
-        served.start()
-        return served
-
-    yield start
-    try:
-        for served in running:
-            served.check_alive()
-            assert served.stop() == 0
-            assert "Traceback" not in served.log
-    finally:
-        for served in running:
-            served.close()
-
-
-@pytest.fixture
-def attach() -> Iterator[Attach]:
-    """``attach(served)`` connects a host, which leaves at the end."""
-    with ExitStack() as stack:
-
-        def connect(served: Served) -> Host:
-            host = Host.connect(served.socket(SOCKET))
-            stack.callback(host.detach, shut_down=False)
-            return host
-
-        yield connect
 
 
 numbers = itertools.count()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from serving import SOCKET, Serve
-
 from shadowbell.cli.control import ask
 from shadowbell.driver import Host, Load, LoadSpec
 from shadowbell.driver.verifier import Verifier

@@ -1,4 +1,4 @@
-"""The names that the tests and fixtures of this folder share."""
+"""The names that the tests and fixtures share."""
 
 from collections.abc import Callable
 

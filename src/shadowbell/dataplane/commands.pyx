@@ -56,6 +56,7 @@ from shadowbell.dataplane.layout cimport (
 from shadowbell.dataplane.queues cimport (
     latency_bucket,
     post_completion,
+    publish,
     ticks_to_ns,
 )
 from shadowbell.dataplane.status cimport (
@@ -89,7 +90,7 @@ cdef enum:
     RANGE_SIZE = 16            # bytes of a Dataset Management range
     HELD = 0x10000             # no status: the command waits for its namespace's limits
     HELD_BATCH = 64            # held commands that are started in a round
-    GATHERED_BYTES = 8192      # a longer copy's completion doesn't wait for the next copy
+    GATHERED_BYTES = 8192      # no completion waits for a longer copy, nor for other commands
 
 cdef enum Next:
     FINISHED                   # the command has its status
@@ -124,6 +125,11 @@ cdef void start_command(ThreadState *thread, SubmissionQueue *sq, const uint8_t 
     request.index = 0
     status = decode(thread, request, sqe, later)
     if likely(status == SUCCESS):
+        if unlikely(request.data_length > GATHERED_BYTES
+                    or request.opcode != READ and request.opcode != WRITE):
+            sq.cq.gather = False
+            if sq.cq.gathered:
+                publish(sq.cq)
         proceed(thread, request, later)
     elif status == HELD:
         thread.free_count += 1  # the request is still where it was taken from
@@ -425,8 +431,6 @@ cdef void finish_command(ThreadState *thread, Request *request, uint32_t status,
         sq.counters.latency[latency_bucket(ticks_to_ns(thread, thread.now - request.start))] += 1
     else:
         thread.finished_now += 1
-    if request.data_length > GATHERED_BYTES:
-        sq.cq.gather = False
     account(thread, sq, request.opcode, status, request.cid, request.nsid, request.lba)
     thread.free_requests[thread.free_count] = request
     thread.free_count += 1

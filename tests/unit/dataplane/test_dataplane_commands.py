@@ -275,3 +275,16 @@ def test_bursts_complete_in_order_wherever_the_completion_queue_wraps(
         assert [completion.cid for completion in done] == cids
         assert all(completion.status == 0 for completion in done)
     assert host.ledger(1).commands == {"read": 6 * burst}
+
+
+def test_a_long_command_does_not_hold_back_the_completions_before_it(host: Host) -> None:
+    host.attach_memory(64 * MIB)
+    queue = host.queue(1)
+    first = sqe(READ, cid=1, prp1=host.take(PAGE))
+    long = [sqe(VERIFY, cid=2 + i, blocks=65536) for i in range(6)]
+    queue.submit(first, *long)
+    while queue.peek() is None:
+        pass
+    second = host.read(queue.cq + 16, 16)
+    assert not second[14] & 1, "both came at once"
+    assert [completion.cid for completion in queue.drain(7)] == list(range(1, 8))

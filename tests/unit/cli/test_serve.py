@@ -129,6 +129,15 @@ def test_it_says_where_it_listens_and_what_to_paste(image: Path, tmp_path: Path)
             client.connect(str(path))
 
 
+@pytest.fixture
+def hangups_arrive() -> Iterator[None]:
+    """Also where the tests run under nohup: a server keeps ignoring what it finds ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups_arrive")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_cleanly(image: Path, tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "s"

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from serving import SERVE, SOCKET, Attach, Serve
 
+from serving import SERVE, SOCKET, Attach, Serve
 from shadowbell.driver import (
     CommandError,
     DeviceGone,
@@ -267,3 +268,28 @@ def test_wrong_doorbell_values_harm_nobody(serve: Serve, attach: Attach, way: Do
     assert [(event.type, event.information) for event in events] == [(0, 1)]
     host.reset()
     assert host.create_queue_pair(16).read(1, 0, 1) == bytes(512)
+
+
+@pytest.mark.parametrize("end", ["hang up", "reset"])
+def test_a_load_has_given_its_memory_back_when_its_queue_goes(
+    serve: Serve, attach: Attach, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    def late(results: dict[str, Any], block_size: int) -> LoadStats:
+        time.sleep(0.2)  # the loop has ended, and the thread hasn't gone on yet
+        return of(results, block_size)
+
+    of = LoadStats.of
+    monkeypatch.setattr(LoadStats, "of", late)
+    host = attach(serve("null:1G"))
+    free = host.arena.free_bytes
+    load = Load(host, [host.create_queue_pair(64)], LoadSpec(depth=32))
+    thread = threading.Thread(target=load.run, kwargs={"seconds": 30})
+    thread.start()
+    time.sleep(0.2)
+    if end == "reset":
+        host.reset()
+        assert host.arena.free_bytes == free
+    else:
+        host.detach(shut_down=False)
+    thread.join(5)
+    assert not thread.is_alive()

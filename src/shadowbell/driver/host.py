@@ -290,7 +290,7 @@ class Host:
     @staticmethod
     def _await_loads(pairs: list[QueuePair]) -> None:
         end = time.monotonic() + 10
-        while any(pair.completions.ring.busy for pair in pairs):
+        while any(pair.loads or pair.completions.ring.busy for pair in pairs):
             if time.monotonic() > end:
                 raise TimeoutError("a load still runs on the queue")
             time.sleep(0.0005)

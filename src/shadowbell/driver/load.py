@@ -209,14 +209,21 @@ class Load:
 
     def run(self, *, ios: int = 0, seconds: float = 0.0, stall: float = 10.0) -> LoadStats:
         """Run until ``ios`` or ``seconds`` are over; ``stall`` seconds of silence end it too."""
-        stats = LoadStats.of(
-            self._loop.run(limit=ios, seconds=seconds, stall=stall), self._spec.block_size
-        )
-        if stats.lost:
-            # The device may still write there: keep the memory as long as the queue.
-            self._queues[0].orphans += self._buffers
-            self._buffers = []
-        self._free()
+        # Who deletes a queue or hangs up waits until the memory is given back.
+        for queue in self._queues:
+            queue.loads.add(self)
+        try:
+            stats = LoadStats.of(
+                self._loop.run(limit=ios, seconds=seconds, stall=stall), self._spec.block_size
+            )
+            if stats.lost:
+                # The device may still write there: keep the memory as long as the queue.
+                self._queues[0].orphans += self._buffers
+                self._buffers = []
+            self._free()
+        finally:
+            for queue in self._queues:
+                queue.loads.discard(self)
         return stats
 
 

@@ -94,6 +94,8 @@ class QueuePair:
         """Describe data by SGLs instead of PRPs."""
         self.orphans: list[Buffer] = []
         """Memory that a command which never completed may still use; freed with the queue."""
+        self.loads: set[object] = set()
+        """Loads that run on it, or have yet to give their memory back."""
 
     @property
     def qid(self) -> int:

@@ -34,6 +34,7 @@ from shadowbell.block.backend cimport (
 from shadowbell.block.rings cimport RING_IOPOLL, RING_SQPOLL, close_rings, open_rings
 from shadowbell.dataplane.commands cimport complete_command
 from shadowbell.dataplane.includes.cpu cimport clock_ns, load64, store32, store64, ticks
+from shadowbell.dataplane.includes.slices cimport ask_slice
 from shadowbell.dataplane.kick cimport kick
 from shadowbell.dataplane.layout cimport (
     MAX_REQUESTS,
@@ -203,6 +204,9 @@ cdef class IOThread:
             self.started.set()
             return
         prctl(PR_SET_TIMERSLACK, 1)  # naps are shorter than the usual slack of 50 us
+        # A thread that wakes takes the processor from a busy one only if its slice is the shorter
+        # one. The least there is; where it can't be had the thread waits for its turn.
+        ask_slice(100000)
         self.started.set()
         with nogil:
             run(state)

@@ -22,7 +22,9 @@
 # A thread that polls beside a busy process uses up its share of the processor, and is then away for
 # milliseconds; one that mostly sleeps is let in at once. Polling looks are so close together that a
 # long time between two of them tells of that. For a while afterwards only gaps are polled through that
-# are shorter than going to sleep takes.
+# are shorter than going to sleep takes. When the processor is lost again soon after that while, the
+# next one is twice as long: losing it once in CONTENDED_NS would already be what the slowest per cent
+# of the commands see.
 #
 # With always (`--poll-max-us busy`) none of this is weighed: where there is an I/O queue, it is polled.
 
@@ -44,7 +46,8 @@ cdef enum:
     # nothing came, and never later than this.
     MAPPED_LONGEST_NS = 8000000
     AWAY_NS = 500000           # between two looks: somebody else had the processor,
-    CONTENDED_NS = 100000000   # and will want it for so long
+    CONTENDED_NS = 100000000   # and will want it for so long, at first,
+    CONTENDED_DOUBLINGS = 5    # and this often twice as long
     CONTENDED_WINDOW_NS = 10000
     # While commands are held by limits nobody polls: several of them start at a time, none the earlier.
     HELD_NAP_NS = 100000
@@ -65,6 +68,7 @@ cdef struct Pace:
     uint64_t rested_at         # the last look before a nap or sleep; 0: a later one ended it
     uint64_t looked_at         # the last look, if we poll since; else 0
     uint64_t contended_until   # others want the processor until then
+    uint64_t contended_span    # what was thought last of how long they will
     uint64_t ns_factor         # ns = ticks * ns_factor >> 20
     uint64_t tick_factor       # ticks = ns * tick_factor >> 20
 
@@ -83,7 +87,8 @@ cdef inline void begin_pace(Pace *pace, uint64_t poll_max_ns, uint64_t ns_factor
     pace.gap = in_ticks(pace, 2 * NAP_GAP_NS)
     pace.spread = pace.gap >> 1
     pace.overshoot = in_ticks(pace, WORTH_NS)
-    pace.last_work = pace.rested_at = pace.looked_at = pace.contended_until = 0
+    pace.last_work = pace.rested_at = pace.looked_at = 0
+    pace.contended_until = pace.contended_span = 0
 
 
 cdef inline void learn(uint64_t *average, uint64_t value) noexcept nogil:
@@ -93,8 +98,14 @@ cdef inline void learn(uint64_t *average, uint64_t value) noexcept nogil:
 
 cdef inline bint was_away(Pace *pace, uint64_t now) noexcept nogil:
     """Was the processor somebody else's between two looks?"""
+    cdef uint64_t shortest
     if pace.looked_at and now - pace.looked_at > in_ticks(pace, AWAY_NS):
-        pace.contended_until = now + in_ticks(pace, CONTENDED_NS)
+        shortest = in_ticks(pace, CONTENDED_NS)
+        if now > pace.contended_until + pace.contended_span:
+            pace.contended_span = shortest
+        elif now > pace.contended_until:
+            pace.contended_span = min(2 * pace.contended_span, shortest << CONTENDED_DOUBLINGS)
+        pace.contended_until = now + pace.contended_span
         return True
     return False
 

@@ -1,17 +1,22 @@
 """Engines and IOThreads come and go, and leave nothing behind."""
 
+import ctypes
 import fcntl
 import gc
 import os
+import platform
 import random
 import socket
 import threading
+from typing import ClassVar
 
 import pytest
 from dataplane_host import MIB, PAGE, READ, WRITE, Host, Queue, running, sqe
 
 from shadowbell.block import open_backend
 from shadowbell.dataplane import Engine, IOThread, live_objects
+
+SCHED_GETATTR = 315 if platform.machine() == "x86_64" else 275  # the system call's number
 
 
 def alive() -> dict[str, int]:
@@ -121,6 +126,38 @@ def test_an_engine_needs_running_threads() -> None:
     for max_queues in (0, 129):
         with pytest.raises(ValueError, match="max_queues"):
             Engine([thread], max_queues=max_queues, mapped=False)
+
+
+def test_threads_ask_for_the_shortest_slice() -> None:
+    """Who wakes beside a busy process is let in at once only with a slice shorter than its own."""
+
+    class Attributes(ctypes.Structure):  # sched_setattr(2)
+        _fields_: ClassVar = [
+            ("size", ctypes.c_uint32),
+            ("policy", ctypes.c_uint32),
+            ("flags", ctypes.c_uint64),
+            ("nice", ctypes.c_int32),
+            ("priority", ctypes.c_uint32),
+            ("runtime", ctypes.c_uint64),
+            ("deadline", ctypes.c_uint64),
+            ("period", ctypes.c_uint64),
+        ]
+
+    def attributes(thread: int) -> Attributes:
+        found = Attributes()
+        call = ctypes.CDLL(None, use_errno=True).syscall
+        if call(SCHED_GETATTR, thread, ctypes.byref(found), ctypes.sizeof(found), 0):
+            pytest.skip(f"no sched_getattr: {os.strerror(ctypes.get_errno())}")
+        return found
+
+    before = set(os.listdir("/proc/self/task"))
+    with running(1):
+        if attributes(0).runtime == 0:
+            pytest.skip("this kernel doesn't tell of slices: Linux 6.12 does")
+        made = [attributes(int(task)) for task in set(os.listdir("/proc/self/task")) - before]
+    assert [(found.policy, found.nice) for found in made if found.runtime == 100_000] == [
+        (os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, 0))
+    ]
 
 
 def test_pausing_under_load_loses_nothing() -> None:

@@ -31,7 +31,7 @@ class Simulated:
         self.pace = Pace(window)
         self.contended = contended
         self.slice = 0
-        self.now = self.cpu = self.late = self.rings = self.naps = 0
+        self.now = self.cpu = self.late = self.rings = self.naps = self.lost = 0
         self.time = self.work = 0
         for number, gap in enumerate(gaps):
             if number == settle:
@@ -50,6 +50,7 @@ class Simulated:
             if self.contended and self.slice > SLICE:
                 self.now += SLICE
                 self.slice = 0
+                self.lost += 1
             if self.now >= due:
                 break
             what, nap = self.pace.rest(self.now)
@@ -127,6 +128,37 @@ def test_beside_a_busy_process_it_keeps_off_the_processor(gap: int) -> None:
     assert thread.late / thread.work < 100 * US
     polling = Simulated(gaps, WINDOW)
     assert polling.late < thread.late / 2  # alone, it polls
+
+
+def test_a_processor_that_is_wanted_all_the_time_is_lost_ever_more_rarely() -> None:
+    """Polling is tried again after 0.1 s, 0.2 s, and so on to 3.2 s, and never given up."""
+    chance = random.Random(5)
+    gaps = [int(100 * US * chance.uniform(0.5, 1.5)) for _ in range(200_000)]
+    thread = Simulated(gaps, WINDOW, contended=True)
+    assert 7 <= thread.lost <= 14
+    thread.contended = False
+    start = thread.now
+    while thread.pace.rest(thread.now + 40 * US)[0] != "poll":
+        thread.wait_for(thread.now + 100 * US)
+        thread.pace.worked(thread.now)
+        assert thread.now - start < 3300 * MS
+
+
+def test_a_processor_that_was_lost_once_is_polled_on_again_soon() -> None:
+    """What happened a second ago says nothing about now."""
+    thread = Simulated(itertools.repeat(50 * US, 500), WINDOW)
+    for _ in range(10):
+        assert thread.pace.rest(thread.now + LOOK)[0] == "poll"
+        thread.now += MS
+        thread.pace.worked(thread.now)
+        lost = thread.now
+        while thread.pace.rest(thread.now + 40 * US)[0] != "poll":
+            thread.wait_for(thread.now + 50 * US)
+            thread.pace.worked(thread.now)
+        assert thread.now - lost < 110 * MS
+        for _ in range(20_000):
+            thread.wait_for(thread.now + 50 * US)
+            thread.pace.worked(thread.now)
 
 
 def test_short_gaps_are_polled_through_even_beside_a_busy_process() -> None:

@@ -5,7 +5,7 @@ All of it runs while the engine is paused.
 
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from posix.unistd cimport close
 
 from shadowbell.dataplane.dma cimport Memory, translate
@@ -22,6 +22,7 @@ from shadowbell.dataplane.layout cimport (
     CompletionQueue,
     SubmissionQueue,
 )
+from shadowbell.dataplane.lines cimport take_lines
 from shadowbell.dataplane.live cimport count_live
 from shadowbell.dataplane.throttle cimport free_held, new_held
 
@@ -55,7 +56,7 @@ cdef class Binding:
             raise ValueError("no such completion queue can be")
         if self.state.cqs[qid] != NULL:
             raise ValueError("the completion queue exists")
-        cq = <CompletionQueue *> calloc(1, sizeof(CompletionQueue))
+        cq = <CompletionQueue *> take_lines(1, sizeof(CompletionQueue))
         if cq == NULL:
             raise MemoryError
         cq.qid = qid
@@ -78,7 +79,7 @@ cdef class Binding:
             raise ValueError("no such submission queue can be")
         if self.state.sqs[qid] != NULL:
             raise ValueError("the submission queue exists")
-        sq = <SubmissionQueue *> calloc(1, sizeof(SubmissionQueue))
+        sq = <SubmissionQueue *> take_lines(1, sizeof(SubmissionQueue))
         if sq == NULL:
             raise MemoryError
         if qid:

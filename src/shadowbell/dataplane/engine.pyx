@@ -32,6 +32,7 @@ from shadowbell.dataplane.layout cimport (
     Counters,
     EngineState,
 )
+from shadowbell.dataplane.lines cimport take_lines
 from shadowbell.dataplane.live cimport count_live
 from shadowbell.dataplane.namespaces cimport Namespaces, free_namespaces
 from shadowbell.dataplane.pausing cimport Pausing
@@ -83,7 +84,7 @@ cdef class Engine:
         self.stream.state = self.access.state = self.admin.state = self.state
         self.binding.state = self.queues.state = self.state
         self.pausing.state = self.namespaces.state = self.state
-        self.state.counters = <Counters *> calloc(MAX_QUEUES, sizeof(Counters))
+        self.state.counters = <Counters *> take_lines(MAX_QUEUES, sizeof(Counters))
         self.notify_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self.doorbell_fd = os.memfd_create(
             "shadowbell-doorbells", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

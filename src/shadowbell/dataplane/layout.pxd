@@ -58,26 +58,36 @@ cdef struct DmaTable:
 # --- counters ---------------------------------------------------------------------------------
 
 cdef struct Counters:
-    uint64_t doorbells         # doorbell register writes that reached us
-    uint64_t ioeventfd_wakeups
-    uint64_t shadow_finds      # reads of a doorbell in memory that found work
-    uint64_t eventidx_stores
-    uint64_t arms
-    uint64_t arms_lost         # arms that found new work on the second look
-    uint64_t interrupts        # eventfd writes
-    uint64_t interrupts_suppressed  # rounds that posted without one of their own
-    uint64_t commands[OPCODES]
+    # a line that every round changes
     uint64_t bytes_read
     uint64_t bytes_written
+    uint64_t shadow_finds      # reads of a doorbell in memory that found work
+    uint64_t eventidx_stores
+    uint64_t interrupts        # eventfd writes
+    uint64_t interrupts_suppressed  # rounds that posted without one of their own
+    uint64_t arms
+    uint64_t arms_lost         # arms that found new work on the second look
+    # and those that a command and a round change one word of
+    uint64_t commands[OPCODES]
+    uint64_t latency[HISTOGRAM_BUCKETS]
+    # seldom changed, the first by whoever takes the message
+    uint64_t doorbells         # doorbell register writes that reached us
+    uint64_t ioeventfd_wakeups
     uint64_t errors
     uint64_t media_errors
-    uint64_t latency[HISTOGRAM_BUCKETS]
+    uint64_t line_of_seldom[4]
 
 # --- queues -----------------------------------------------------------------------------------
+#
+# By cache lines, which lines.pxd makes these structures begin with: what is only read while a queue
+# is served, what its own thread changes, what other threads change. The host's words (doorbells,
+# EventIdx, entries) are in its own memory, the counters in lines of their own.
 
 cdef struct CompletionQueue:
-    # read by every completion
+    # its thread's, at every completion
     uint8_t **pages            # 4 KiB pages, NULL where the guest's memory is away
+    uint64_t arrived           # ticks: when commands that complete here were last fetched
+    uint64_t since             # ticks: when the first unsignalled entry was posted
     uint32_t entries
     uint32_t tail
     uint32_t phase
@@ -85,62 +95,70 @@ cdef struct CompletionQueue:
     uint32_t reserved          # commands under way: each has its slot
     int vector                 # -1: no interrupts
     uint32_t unsignalled       # entries posted since the last interrupt; not 0: in the thread's list
-    bint gather                # more commands are to follow at once: entries may wait for their line
     uint32_t gathered          # entries before tail that the host can't see yet
-    uint64_t entry[8]          # and they
-    # read when full
+    bint gather                # more commands are to follow at once: entries may wait for their line
+    bint urgent                # an unsignalled one is an error: not to be coalesced
+    # a line
+    uint64_t entry[8]          # the gathered entries
+    # its thread's, once a round: interrupts.pyx, and what read_slot of doorbells.pxd needs
     uint32_t *head_doorbell    # the register's slot, or the shadow's
     uint32_t *head_eventidx    # NULL unless shadowed
-    bint stalled               # a submission queue waits for room
-    bint reachable             # all of its pages are mapped
-    uint32_t stored            # see read_slot in doorbells.pxd
-    bint host_stores
-    uint32_t posted            # a register value that the queue's own thread has yet to take
-    uint16_t qid
-    EngineState *engine
-    ThreadState *thread
-    # interrupts.pyx
     CompletionQueue *next_interrupt
-    uint64_t since             # ticks: when the first unsignalled entry was posted
     uint64_t held_until        # ticks; 0: being coalesced
     uint64_t delay             # ticks and
     uint32_t threshold         # entries of Interrupt Coalescing
     uint32_t counted           # unsignalled entries that batches has seen
     uint32_t batches           # rounds that posted them
-    bint urgent                # one of them is an error: not to be coalesced
-    uint64_t arrived           # ticks: when commands that complete here were last fetched
+    uint32_t stored
+    bint host_stores
+    uint16_t qid
+    uint16_t line_of_rounds
+    # a line
     Moderation moderation
+    bint reachable             # all of its pages are mapped
+    uint32_t line_of_moderation[3]
+    # others'
+    EngineState *engine
+    ThreadState *thread
+    bint stalled               # a submission queue waits for room; who takes a head's message looks
+    uint32_t posted            # a register value that the queue's own thread has yet to take
+    uint64_t line_of_others[5]
     uint8_t *page_storage[CQ_PAGES]
 
 cdef struct SubmissionQueue:
-    # the doorbell path
+    # read for every command
     uint32_t *tail_doorbell    # the register's slot, or the shadow's
     uint32_t *tail_eventidx    # NULL unless shadowed
-    uint32_t head              # consumed up to here
-    uint32_t entries
-    uint32_t last_eventidx     # what we stored last
-    uint32_t inflight
     uint8_t **pages
     CompletionQueue *cq
     EngineState *engine
-    ThreadState *thread        # NULL while the queue moves; only that thread itself changes it
     Counters *counters
-    uint32_t hint              # last DMA segment hit
+    Held *held                 # commands that wait for a namespace's limits; NULL: admin queue
+    uint32_t entries
     uint16_t qid
+    uint16_t line_of_reads
+    # its thread's
+    uint32_t head              # consumed up to here
+    uint32_t last_eventidx     # what we stored last
+    uint32_t inflight
+    uint32_t hint              # last DMA segment hit
+    uint64_t idle_since        # ticks
     bint reachable             # all of its pages are mapped
     bint active                # in the thread's list of polled queues
     bint dead                  # its doorbell held nonsense: ignored until it is deleted
-    uint32_t rung              # set by whoever takes a doorbell message, cleared by the thread
-    uint64_t idle_since        # ticks
     # which values are the truth once a shadow exists: see doorbells.pxd
     uint32_t stored            # the last value we put into the slot ourselves
     bint host_stores           # the host was seen storing to the slot
+    uint32_t line_of_thread[5]
+    # others'
+    ThreadState *thread        # NULL while the queue moves; only that thread itself changes it
+    uint64_t ioeventfd_value   # the kernel's to write
+    uint32_t rung              # set by whoever takes a doorbell message, cleared by the thread
     uint32_t posted            # a register value that the queue's own thread has yet to take
     int ioeventfd              # -1, or what the client may write instead of the register
     bint ioeventfd_awaited     # the thread's ring reads it
     bint ioeventfd_cancelled
-    uint64_t ioeventfd_value
-    Held *held                 # commands that wait for a namespace's limits; NULL: admin queue
+    uint32_t line_of_others[7]
     uint8_t *page_storage[SQ_PAGES]
 
 cdef struct NamespaceEntry:
@@ -306,9 +324,11 @@ cdef extern from *:
 
 cdef struct ThreadState:
     BlockContext block             # first: back ends are given it
+    uint64_t line_before_others[7]
     Mailbox mailbox
     uint32_t sleeping
     uint32_t kicked                # some queue has been rung by another thread
+    uint64_t line_after_others[7]
     int kick_fd
     int done_fd
     uint64_t kick_value

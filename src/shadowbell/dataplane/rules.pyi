@@ -14,6 +14,8 @@ def behind(index: int, entries: int) -> int:
 def judge(waiting: int, unsignalled: int) -> Literal["drop", "raise", "hold"]:
     """What to do about unsignalled entries when the host hasn't taken the ``waiting`` last ones."""
 
+def cache_lines() -> dict[str, tuple[set[int], set[int], set[int], float]]: ...
+
 class Ring:
     """A submission queue's doorbell, shadowed, awake and empty at first.
 

@@ -9,6 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from shadowbell.dataplane cimport doorbells, interrupts, moderation, pacing
 from shadowbell.dataplane.includes.cpu cimport load32, store32
 from shadowbell.dataplane.layout cimport CompletionQueue, Counters, SubmissionQueue
+from shadowbell.dataplane.lines cimport LINE
 
 
 def distance(uint32_t start, uint32_t end, uint32_t entries):
@@ -22,6 +23,37 @@ def behind(uint32_t index, uint32_t entries):
 def judge(uint32_t waiting, uint32_t unsignalled):
     return {interrupts.DROP: "drop", interrupts.RAISE: "raise", interrupts.HOLD: "hold"}[
         interrupts.judge(waiting, unsignalled)]
+
+
+cdef inline Py_ssize_t line(const void *structure, const void *field):
+    return (<const char *> field - <const char *> structure) // LINE
+
+
+def cache_lines():
+    """By structure: the lines in which fields of its readers, its thread and others begin, and end."""
+    cdef SubmissionQueue sq
+    cdef CompletionQueue cq
+    cdef Counters counters
+    return {
+        "submission queue": (
+            {line(&sq, &sq.tail_doorbell), line(&sq, &sq.qid)},
+            {line(&sq, &sq.head), line(&sq, &sq.host_stores)},
+            {line(&sq, &sq.thread), line(&sq, &sq.ioeventfd_cancelled)},
+            sizeof(sq) / LINE,
+        ),
+        "completion queue": (
+            {line(&cq, &cq.entry), line(&cq, &cq.entry[7])},
+            {line(&cq, &cq.pages), line(&cq, &cq.urgent)},
+            {line(&cq, &cq.engine), line(&cq, &cq.posted)},
+            sizeof(cq) / LINE,
+        ),
+        "counters": (
+            {line(&counters, &counters.commands), line(&counters, &counters.latency[255])},
+            {line(&counters, &counters.bytes_read), line(&counters, &counters.arms_lost)},
+            {line(&counters, &counters.doorbells), line(&counters, &counters.media_errors)},
+            sizeof(counters) / LINE,
+        ),
+    }
 
 
 cdef class Ring:

@@ -1,0 +1,18 @@
+# Memory in whole cache lines, for what several threads touch: two of them changing words of one line
+# take it from each other each time, whatever the words are.
+
+from libc.stddef cimport size_t
+from libc.string cimport memset
+from posix.stdlib cimport posix_memalign
+
+cdef enum:
+    LINE = 64                  # bytes; where lines are longer, neighbours share one
+
+
+cdef inline void *take_lines(size_t count, size_t size) noexcept nogil:
+    """Zeroed memory for so many structures, to be freed with free(); NULL: there is none."""
+    cdef void *memory = NULL
+    if posix_memalign(&memory, LINE, count * size):
+        return NULL
+    memset(memory, 0, count * size)
+    return memory

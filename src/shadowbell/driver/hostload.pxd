@@ -8,14 +8,17 @@ from shadowbell.driver.hostring cimport Cq, Sq
 
 cdef enum:
     MAX_RINGS = 128
+    OPCODE_FLUSH = 0
+    OPCODE_WRITE = 1
+    OPCODE_READ = 2
 
 
 ctypedef struct Command:
-    uint8_t sqe[64]                # ready but for opcode and LBA
+    uint8_t sqe[64]                # a read or write, ready but for opcode and LBA
     uint8_t *data
     uint64_t started
     uint64_t unit
-    uint64_t write
+    uint8_t opcode
 
 
 ctypedef struct Lane:
@@ -23,6 +26,7 @@ ctypedef struct Lane:
     Command *commands              # by command identifier
     uint16_t *ready                # identifiers free to go, a stack
     uint32_t n_ready
+    uint64_t until_flush           # writes to start before a Flush is due
 
 
 ctypedef struct Load:
@@ -41,6 +45,7 @@ ctypedef struct Load:
     uint64_t blocks                # LBAs of an I/O
     uint32_t writes                # of 65536
     uint32_t sequential
+    uint64_t flush_every           # writes of a lane; without Flushes more than any load makes
     uint32_t sleep                 # on interrupts
     double tick                    # its nanoseconds
     uint64_t spin                  # ticks to poll before sleeping
@@ -62,6 +67,7 @@ ctypedef struct Load:
     uint64_t progress              # when something completed last
     uint64_t done_reads
     uint64_t done_writes
+    uint64_t done_flushes
     uint64_t errors
     uint64_t mismatches
     uint64_t violations            # impossible completions
@@ -74,3 +80,4 @@ ctypedef struct Load:
     int stalled
     int stop
     uint64_t histogram[BUCKETS]
+    uint64_t flush_histogram[BUCKETS]

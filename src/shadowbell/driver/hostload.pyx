@@ -13,13 +13,17 @@ from shadowbell.driver.verifier cimport Verifier, mix
 from shadowbell.driver.histogram import tick_nanoseconds
 
 
+cdef dict counted(const uint64_t *histogram):
+    return {i: histogram[i] for i in range(BUCKETS) if histogram[i]}
+
+
 cdef class LoadLoop:
     """One thread's load over queues of one controller; made once, run once.
 
     ``rings``: the submission queues. ``slots``: for each, a list of (data address, PRP1, PRP2),
     one for every command to keep in flight. The data of a slot holds ``blocks`` LBAs. ``rate``
     (commands a second, 0: none) paces the starts; what the device held up is made up for by at
-    most one burst of all slots.
+    most one burst of all slots. ``flush_every``: see LoadSpec.
     """
 
     cdef Load *load
@@ -35,7 +39,7 @@ cdef class LoadLoop:
     def __init__(self, list rings, list slots, *, uint32_t nsid, uint64_t first, uint64_t units,
                  uint64_t blocks, uint32_t writes, bint sequential, uint64_t seed,
                  Verifier check=None, bint sleep=False, double spin=0.0, double rate=0.0,
-                 double watchdog=0.0):
+                 double watchdog=0.0, uint64_t flush_every=0):
         cdef Load *load = self.load
         cdef uint32_t number = 0
         cdef SubmissionRing ring
@@ -52,6 +56,7 @@ cdef class LoadLoop:
         self.results = {}
         load.first, load.units, load.blocks = first, units, blocks
         load.writes, load.sequential, load.random = writes, sequential, mix(seed | 1) | 1
+        load.flush_every = flush_every or <uint64_t>-1
         load.sleep = sleep
         load.tick = tick_nanoseconds()
         load.spin = <uint64_t>(spin * 1e9 / load.tick)
@@ -90,6 +95,7 @@ cdef class LoadLoop:
         if not 0 < len(places) <= ring.sq.n_free:
             raise ValueError(f"queue {ring.qid} has room for {ring.sq.n_free} commands")
         lane.sq = &ring.sq
+        lane.until_flush = self.load.flush_every
         lane.commands = <Command *>calloc(ring.sq.slots, sizeof(Command))
         lane.ready = <uint16_t *>calloc(ring.sq.slots, 2)
         if lane.commands == NULL or lane.ready == NULL:
@@ -160,6 +166,7 @@ cdef class LoadLoop:
             "seconds": elapsed * tick / 1e9,
             "reads": load.done_reads,
             "writes": load.done_writes,
+            "flushes": load.done_flushes,
             "errors": load.errors,
             "first_error": load.first_error,
             "mismatches": load.mismatches,
@@ -170,7 +177,8 @@ cdef class LoadLoop:
             "stalled": load.stalled != 0,
             "sleeps": load.sleeps,
             "missed": load.missed,
-            "histogram": [(i, load.histogram[i]) for i in range(BUCKETS) if load.histogram[i]],
+            "histogram": counted(load.histogram),
+            "flush_histogram": counted(load.flush_histogram),
         }
         return self.results
 

@@ -1,11 +1,18 @@
-"""The load loop: keeps queues full of reads and writes, checks what comes back, counts."""
+"""The load loop: keeps queues full of reads, writes and Flushes, checks what comes back, counts."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from posix.time cimport timespec
 
 from shadowbell.driver.histogram cimport bucket_of
-from shadowbell.driver.hostload cimport Command, Lane, Load
+from shadowbell.driver.hostload cimport (
+    OPCODE_FLUSH,
+    OPCODE_READ,
+    OPCODE_WRITE,
+    Command,
+    Lane,
+    Load,
+)
 from shadowbell.driver.hostqueue cimport drain_irq, pollfd
 from shadowbell.driver.hostring cimport (
     Cq,
@@ -35,19 +42,36 @@ cdef extern from "<poll.h>" nogil:
 cdef enum:
     SHORTEST_SLEEP_NS = 2000       # less is over before the timer is set
     LONGEST_LATE_TICKS = 0xFFFF    # some 20 us
-    OPCODE_WRITE = 1
-    OPCODE_READ = 2
 
 
-cdef inline void start(Load *load, Lane *lane, Verifier check, uint64_t now) noexcept nogil:
+cdef inline Command *take(Load *load, Lane *lane, uint64_t now) noexcept nogil:
     cdef uint16_t cid
     cdef Command *command
-    cdef uint8_t *place
-    cdef uint64_t unit, lba
-    load.due += load.interval
     lane.n_ready -= 1
     cid = lane.ready[lane.n_ready]
     command = &lane.commands[cid]
+    command.started = now
+    lane.sq.busy[cid] = 1
+    load.running += 1
+    return command
+
+
+cdef void start_flush(Load *load, Lane *lane, uint64_t now) noexcept nogil:
+    cdef Command *command = take(load, lane, now)
+    cdef uint8_t *place = sq_next(lane.sq)
+    command.opcode = OPCODE_FLUSH
+    memcpy(place, command.sqe, 8)  # its identifier and namespace; the rest is reserved
+    memset(place + 8, 0, 56)
+    place[0] = OPCODE_FLUSH
+    lane.until_flush = load.flush_every
+
+
+cdef inline void start(Load *load, Lane *lane, Verifier check, uint64_t now) noexcept nogil:
+    cdef Command *command = take(load, lane, now)
+    cdef uint8_t *place
+    cdef uint64_t unit, lba
+    cdef bint write
+    load.due += load.interval
     # xorshift64*; the low word decides on read or write, the whole on the place
     load.random ^= load.random >> 12
     load.random ^= load.random << 25
@@ -66,18 +90,17 @@ cdef inline void start(Load *load, Lane *lane, Verifier check, uint64_t now) noe
             unit = unit + 1 if unit + 1 < load.units else 0
         load.owned[unit] = 1
     lba = load.first + unit * load.blocks
+    write = (random & 0xffff) < load.writes
     command.unit = unit
-    command.write = (random & 0xffff) < load.writes
-    command.started = now
-    if load.owned != NULL and command.write:
+    command.opcode = OPCODE_WRITE if write else OPCODE_READ
+    if load.owned != NULL and write:
         check.begin(lba, load.blocks, command.data)
     place = sq_next(lane.sq)
     memcpy(place, command.sqe, 64)
-    place[0] = OPCODE_WRITE if command.write else OPCODE_READ
+    place[0] = command.opcode
     (<uint64_t *>place)[5] = lba
-    lane.sq.busy[cid] = 1
+    lane.until_flush -= write
     load.issued += 1
-    load.running += 1
 
 
 cdef inline void finish(Load *load, Cqe *entry, uint32_t tail, Verifier check,
@@ -100,22 +123,27 @@ cdef inline void finish(Load *load, Cqe *entry, uint32_t tail, Verifier check,
     lane.n_ready += 1
     load.running -= 1
     command = &lane.commands[cid]
-    load.histogram[bucket_of(now - command.started)] += 1
+    if command.opcode == OPCODE_FLUSH:
+        load.flush_histogram[bucket_of(now - command.started)] += 1
+    else:
+        load.histogram[bucket_of(now - command.started)] += 1
     if tail >> 17:
         load.errors += 1
         if load.errors == 1:
             load.first_error = tail >> 17
-    elif command.write:
+    elif command.opcode == OPCODE_WRITE:
         load.done_writes += 1
-    else:
+    elif command.opcode == OPCODE_READ:
         load.done_reads += 1
-    if load.owned == NULL:
+    else:
+        load.done_flushes += 1
+    if load.owned == NULL or command.opcode == OPCODE_FLUSH:
         return
     load.owned[command.unit] = 0
     if tail >> 17:
         return
     lba = load.first + command.unit * load.blocks
-    if command.write:
+    if command.opcode == OPCODE_WRITE:
         check.written(lba, load.blocks)
         return
     wrong = check.wrong(lba, load.blocks, command.data)
@@ -224,9 +252,13 @@ cdef void turn(Load *load, Verifier check) noexcept nogil:
             lane = &load.lanes[i]
             begun = lane.sq.tail
             while (not load.stop and lane.n_ready
-                   and (load.limit == 0 or load.issued < load.limit)
-                   and load.due <= now):
-                start(load, lane, check, now)
+                   and (load.limit == 0 or load.issued < load.limit)):
+                if lane.until_flush == 0:
+                    start_flush(load, lane, now)
+                elif load.due <= now:
+                    start(load, lane, check, now)
+                else:
+                    break
             if lane.sq.tail != begun:
                 ring_doorbell(&lane.sq.db, lane.sq.tail)
                 load.failed |= lane.sq.db.error

@@ -1,6 +1,6 @@
 """Loads on queues: what to run, and what came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -25,6 +25,11 @@ class LoadSpec:
     look into a completion queue once for each interrupt, as Linux' handler does, and never without
     one, and sometimes store the head only after new commands were submitted; completions that wait
     longer than so many seconds for their interrupt count as ``missed``.
+
+    ``flush_every`` (0: never): after so many writes a queue's next command is a Flush (Base
+    2.0, 7.1), as fio's is with ``fdatasync`` and io_uring. It takes a place of ``depth`` but isn't
+    held up by ``rate``; it doesn't wait for the writes, which it covers as far as they are
+    completed, and nothing waits for it. Where the load ends with that write, none follows.
     """
 
     pattern: Pattern = "randread"
@@ -38,6 +43,7 @@ class LoadSpec:
     sleep: bool = False
     spin: float = 0.0
     rate: float = 0.0
+    flush_every: int = 0
     watchdog: float = 0.0
 
     @property
@@ -55,11 +61,13 @@ class LoadStats:
     ``seconds``: from the start to the last completion (the longest, when merged). ``registers``:
     posted doorbell writes, ``wakeups``: ioeventfd writes, ``stores``: stores to a mapped
     register, ``updates``: doorbells rung in any way. ``lost``: commands without a completion.
+    ``flushes`` succeeded, and are no I/Os; their latencies are in ``flush_histogram``.
     """
 
     seconds: float = 0.0
     reads: int = 0
     writes: int = 0
+    flushes: int = 0
     bytes: int = 0
     errors: int = 0
     first_error: int = 0
@@ -77,12 +85,12 @@ class LoadStats:
     sleeps: int = 0
     missed: int = 0
     histogram: dict[int, int] = field(default_factory=dict)
+    flush_histogram: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, results: dict[str, Any], block_size: int) -> Self:
         """From what a load loop returned."""
-        values = results | {"histogram": dict(results["histogram"])}
-        return cls(**values, bytes=(values["reads"] + values["writes"]) * block_size)
+        return cls(**results, bytes=(results["reads"] + results["writes"]) * block_size)
 
     @property
     def ios(self) -> int:
@@ -106,15 +114,11 @@ class LoadStats:
 
     def percentile(self, percent: float) -> float:
         """Latency in microseconds that ``percent`` of the I/Os didn't exceed (1.6 % exact)."""
-        total = sum(self.histogram.values())
-        if not total:
-            return 0.0
-        left = total * percent / 100
-        for bucket in sorted(self.histogram):
-            left -= self.histogram[bucket]
-            if left <= 0:
-                break
-        return (histogram_floor(bucket + 1) - 1) * tick_nanoseconds() / 1000
+        return percentile_us(self.histogram, percent)
+
+    def flush_percentile(self, percent: float) -> float:
+        """As ``percentile``, of the Flushes."""
+        return percentile_us(self.flush_histogram, percent)
 
     def merge(self, other: "LoadStats") -> None:
         """Add another queue's or thread's counters that ran at the same time."""
@@ -126,21 +130,39 @@ class LoadStats:
         self.stalled |= other.stalled
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for bucket, count in other.histogram.items():
-            self.histogram[bucket] = self.histogram.get(bucket, 0) + count
+        for mine, others in (
+            (self.histogram, other.histogram),
+            (self.flush_histogram, other.flush_histogram),
+        ):
+            for bucket, count in others.items():
+                mine[bucket] = mine.get(bucket, 0) + count
 
 
 _SUMS = (
-    *("reads", "writes", "bytes", "errors", "mismatches", "violations", "lost"),
+    *("reads", "writes", "flushes", "bytes", "errors", "mismatches", "violations", "lost"),
     *("registers", "wakeups", "stores", "updates", "interrupts", "sleeps", "missed"),
 )
+
+
+def percentile_us(histogram: Mapping[int, int], percent: float) -> float:
+    """Latency in microseconds that ``percent`` of the commands didn't exceed; 0 without any."""
+    total = sum(histogram.values())
+    if not total:
+        return 0.0
+    left = total * percent / 100
+    for bucket in sorted(histogram):
+        left -= histogram[bucket]
+        if left <= 0:
+            break
+    return (histogram_floor(bucket + 1) - 1) * tick_nanoseconds() / 1000
 
 
 class Load:
     """A load with its buffers, on queues of one host; run it once, in one thread.
 
     With ``verifier``, writes are stamped and reads checked; it must know the namespace's blocks.
-    Raises ValueError for a range, block size or depth that doesn't fit.
+    Raises ValueError for a range, block size or depth that doesn't fit, and for Flushes where
+    nothing is written.
     """
 
     def __init__(
@@ -157,6 +179,8 @@ class Load:
             raise ValueError(f"I/Os of {spec.block_size} bytes are no whole blocks")
         if spec.block_size > host.max_transfer:
             raise ValueError(f"the controller transfers at most {host.max_transfer} bytes")
+        if spec.flush_every and not spec.writes:
+            raise ValueError("a load that never writes has nothing to flush")
         if verifier is not None and verifier.lba_size != namespace.lba_size:
             raise ValueError("the verifier has another block size than the namespace")
         length = namespace.blocks - spec.first if spec.length is None else spec.length
@@ -180,6 +204,7 @@ class Load:
                 sleep=spec.sleep,
                 spin=spec.spin,
                 rate=spec.rate,
+                flush_every=spec.flush_every,
                 watchdog=spec.watchdog,
             )
         except BaseException:

@@ -19,15 +19,16 @@ class FakeDevice:
     called after each completion.
     """
 
-    def __init__(self, entries: int = 8, blocks: int = 256, irq: int = -1) -> None:
+    def __init__(self, entries: int = 8, blocks: int = 256, irq: int = -1, qid: int = 1) -> None:
+        self.qid = qid
         self.arena = Arena(8 << 20)
         self.disk = bytearray(blocks * LBA)
         self.entries = entries
         self.sq = self.arena.allocate(entries * 64)
         self.cq = self.arena.allocate(entries * 16)
         self.page = self.arena.allocate(PAGE)
-        self.completions = CompletionRing(1, entries, self.cq.address, -1, 0, irq)
-        self.ring = SubmissionRing(1, entries, self.sq.address, -1, 0, self.completions)
+        self.completions = CompletionRing(qid, entries, self.cq.address, -1, 0, irq)
+        self.ring = SubmissionRing(qid, entries, self.sq.address, -1, 0, self.completions)
         self.ring.map(self.page.address)
         self.completions.map(self.page.address + 4)
         self.spoil: Callable[[int, int, bytes], bytes] = lambda opcode, lba, entry: entry
@@ -69,7 +70,7 @@ class FakeDevice:
         elif opcode == 2:
             data[:] = self.disk[place]
         self._head = (self._head + 1) % self.entries
-        entry = struct.pack("<IIHHHH", 0, 0, self._head, 1, cid, self._phase)
+        entry = struct.pack("<IIHHHH", 0, 0, self._head, self.qid, cid, self._phase)
         entry = self.spoil(opcode, lba, entry)
         if entry:
             at = self._posted * 16

@@ -189,8 +189,10 @@ def test_histogram_buckets_are_within_two_percent() -> None:
 
 
 def test_merge_adds_up() -> None:
-    one = LoadStats(seconds=1, reads=10, histogram={5: 10}, interrupts=3)
-    one.merge(LoadStats(seconds=2, reads=5, writes=1, errors=1, histogram={5: 1, 9: 5}))
+    one = LoadStats(seconds=1, reads=10, histogram={5: 10}, interrupts=3, flush_histogram={7: 1})
+    more = {"flushes": 2, "flush_histogram": {7: 2}}
+    one.merge(LoadStats(seconds=2, reads=5, writes=1, errors=1, histogram={5: 1, 9: 5}, **more))
     assert (one.seconds, one.ios, one.errors, one.interrupts) == (2, 16, 1, 3)
     assert one.histogram == {5: 11, 9: 5}
+    assert (one.flushes, one.flush_histogram) == (2, {7: 3})
     assert one.per_io(one.interrupts) == 3 / 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, get_args
 
@@ -38,7 +38,10 @@ ENTRIES_BY_DEPTH: Final = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What is measured at once; sizes in bytes, ``rate`` in I/Os a second (0: flat out)."""
+    """What is measured at once; sizes in bytes, ``rate`` in I/Os a second (0: flat out).
+
+    ``flush_every``: writes to a Flush, as LoadSpec has it (0: none).
+    """
 
     way: Doorbells = "auto"
     poll: str = "adaptive"
@@ -48,6 +51,7 @@ class Point:
     depth: int = 1  # of each queue
     queues: int = 1
     rate: float = 0.0
+    flush_every: int = 0
     interrupts: bool = False
     compete: bool = False  # with a busy process on the server's processor
 
@@ -84,12 +88,12 @@ class Measured:
         return self.server_cpu * 1e6 / self.stats.ios
 
 
-def latencies_us(stats: LoadStats) -> list[tuple[float, int]]:
-    """The latency histogram: (middle of the bucket in microseconds, I/Os), ascending."""
+def latencies_us(histogram: Mapping[int, int]) -> list[tuple[float, int]]:
+    """A latency histogram: (middle of the bucket in microseconds, commands), ascending."""
     tick = tick_nanoseconds() / 1000
     return [
         ((histogram_floor(bucket) + histogram_floor(bucket + 1)) / 2 * tick, count)
-        for bucket, count in sorted(stats.histogram.items())
+        for bucket, count in sorted(histogram.items())
     ]
 
 
@@ -163,6 +167,7 @@ class Bench:
             seed=run + 1,
             sleep=point.interrupts,
             rate=point.rate,
+            flush_every=point.flush_every,
         )
         queues = self._queues[: point.queues]
         self._check(self._run(spec, queues, min(WARM_SECONDS, seconds)))
@@ -198,7 +203,7 @@ class Bench:
             raise UserError(f"{self.name}: {stats.mismatches} wrong reads, {where}")
         if not stats.clean:
             raise UserError(
-                f"{self.name}: {stats.errors} I/Os failed (status {stats.first_error:#x}), "
+                f"{self.name}: {stats.errors} commands failed (status {stats.first_error:#x}), "
                 f"{stats.lost} lost, {stats.violations} impossible completions"
                 + (": the server is gone" if stats.broken else "")
             )

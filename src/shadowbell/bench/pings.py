@@ -63,7 +63,7 @@ def median_us(runs: Sequence[LoadStats], percent: float) -> float:
 
 def mean_us(stats: LoadStats) -> float:
     """Mean latency."""
-    buckets = latencies_us(stats)
+    buckets = latencies_us(stats.histogram)
     count = sum(ios for _, ios in buckets)
     return sum(us * ios for us, ios in buckets) / count if count else 0.0
 

@@ -31,6 +31,10 @@ def record(one: Measured) -> dict[str, Any]:
         "iops": stats.iops,
         "bytes_per_second": stats.bytes / stats.seconds if stats.seconds else 0.0,
         "latency_us": {f"p{percent:g}": stats.percentile(percent) for percent in PERCENTILES},
+        "flushes": stats.flushes,
+        "flush_latency_us": {
+            f"p{percent:g}": stats.flush_percentile(percent) for percent in PERCENTILES
+        },
         "per_io": {
             "doorbell_register_writes": stats.per_io(stats.registers),
             "ioeventfd_writes": stats.per_io(stats.wakeups),

@@ -94,6 +94,8 @@ def describe(point: Point) -> str:
     words = [point.way, point.pattern, f"{point.block_size} bytes", f"queue depth {point.depth}"]
     if point.rate:
         words.append(f"{point.rate:,.0f} a second")
+    if point.flush_every:
+        words.append(f"a Flush every {point.flush_every} writes")
     return ", ".join(words)
 
 

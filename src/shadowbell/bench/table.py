@@ -21,6 +21,7 @@ _AXES: tuple[tuple[str, Callable[[Point], str]], ...] = (
     ("block", lambda point: size_text(point.block_size)),
     ("queues", lambda point: str(point.queues)),
     ("rate", lambda point: f"{point.rate:,.0f}" if point.rate else "flat out"),
+    ("flush\nevery", lambda point: str(point.flush_every or "never")),
     ("QD", lambda point: str(point.depth)),
 )
 
@@ -56,10 +57,12 @@ def new_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
 def constants(points: Sequence[Point]) -> str:
     """What all points have in common, for a title."""
     first, changing = points[0], {name for name, _ in varying(points)}
+    flushes = f"a Flush every {first.flush_every} writes"
     words = [
         "" if "load" in changing else first.pattern,
         "" if "block" in changing else size_text(first.block_size),
         "" if "door\nbells" in changing else f"doorbells: {first.way}",
+        flushes if first.flush_every and "flush\nevery" not in changing else "",
         "" if "queues" in changing or first.queues == 1 else f"{first.queues} queues",
         "driver on interrupts" if first.interrupts else "driver polls",
         "a busy process on the server's CPU" if first.compete else "",
@@ -79,6 +82,13 @@ def _columns(measured: Sequence[Measured]) -> list[Column]:
         ("p50\nµs", lambda one: microseconds(one.stats.percentile(50))),
         ("p99", lambda one: microseconds(one.stats.percentile(99))),
         ("p99.9", lambda one: microseconds(one.stats.percentile(99.9))),
+    ]
+    if any(one.stats.flushes for one in measured):
+        columns += [
+            ("flush\np50", lambda one: microseconds(one.stats.flush_percentile(50))),
+            ("p99", lambda one: microseconds(one.stats.flush_percentile(99))),
+        ]
+    columns += [
         ("MMIO\n/IO", lambda one: per_io(one.stats.per_io(one.stats.registers))),
     ]
     if any(one.stats.wakeups for one in measured):
@@ -136,6 +146,8 @@ def legend(measured: Sequence[Measured]) -> str:
         "MMIO/IO: doorbell register writes by message; wake/IO: by ioeventfd; irq/IO: interrupts\n"
         "by eventfd. CPU % and µs/IO: the server's processor time, 100 being one processor."
     )
+    if any(one.stats.flushes for one in measured):
+        text += "\nflush: latencies of the Flush commands, which aren't counted as I/Os."
     others = max(one.others for one in measured)
     if others > QUIET:
         text += f"\nOther processes used up to {others * 100:.0f} % of a processor meanwhile."

@@ -85,6 +85,11 @@ def _parser() -> Parser:
     load.add_argument("--depth", metavar="LIST", help="queue depths (default 1,32)")
     load.add_argument("--queues", type=int, metavar="N", help="queue pairs, one thread (default 1)")
     load.add_argument("--rate", metavar="LIST", help="I/Os to start a second (default flat out)")
+    load.add_argument(
+        "--flush-every",
+        metavar="LIST",
+        help="a Flush after so many writes of a queue, as fio's fdatasync (default 0: none)",
+    )
     load.add_argument("--size", metavar="SIZE", help="use only so much of the namespace")
     load.add_argument("--verify", action="store_true", help="write it first, and check every read")
     load.add_argument(
@@ -208,6 +213,9 @@ def _points(given: argparse.Namespace) -> tuple[Point, ...]:
     mix = getattr(given, "mix", 50.0)
     if not 0 <= mix <= 100:
         raise UserError(f"bad --mix {mix:g}: give 0 to 100 per cent")
+    flushes = values.listed(given, "flush_every", "0", values.flush_every)
+    if any(flushes):
+        values.writing(patterns, mix)
     return tuple(
         Point(
             way=way,
@@ -218,11 +226,12 @@ def _points(given: argparse.Namespace) -> tuple[Point, ...]:
             depth=depth,
             queues=values.count(given, "queues", 1, 128),
             rate=rate,
+            flush_every=flush_every,
             interrupts="interrupts" in given,
             compete="compete" in given,
         )
-        for way, poll, pattern, size, rate, depth in product(
-            values.ways(given, "auto"), polls, patterns, sizes, rates, depths
+        for way, poll, pattern, size, rate, flush_every, depth in product(
+            values.ways(given, "auto"), polls, patterns, sizes, rates, flushes, depths
         )
     )
 

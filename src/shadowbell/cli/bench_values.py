@@ -62,6 +62,7 @@ def number(option: str, low: int, high: int) -> Callable[[str], int]:
 
 
 depth = number("--depth", 1, MAX_DEPTH)
+flush_every = number("--flush-every", 0, 1_000_000_000)
 
 
 def poll(text: str) -> str:
@@ -72,6 +73,18 @@ def poll(text: str) -> str:
 def rate(text: str) -> float:
     """I/Os a second."""
     return float(number("--rate", 1, 10_000_000)(text))
+
+
+def writing(patterns: Sequence[str], mix: float) -> None:
+    """Refuse patterns without writes, which give --flush-every nothing to count."""
+    for pattern in patterns:
+        if pattern in ("randread", "read"):
+            raise UserError(
+                f"--flush-every counts writes, and {pattern} has none: use --pattern randwrite, "
+                "write or randrw"
+            )
+        if pattern == "randrw" and not mix:
+            raise UserError("--flush-every counts writes, and --mix 0 has none: give more")
 
 
 def count(given: argparse.Namespace, name: str, default: int, high: int) -> int:

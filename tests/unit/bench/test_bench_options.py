@@ -31,6 +31,14 @@ def test_a_rate_has_room_in_flight() -> None:
     assert [(point.rate, point.depth) for point in sweep.points] == [(1000, 32), (10000, 32)]
 
 
+def test_no_flush_is_for_every_pattern() -> None:
+    sweep = sweep_of(_parser().parse_args(["--flush-every", "0", "--depth", "1"]), [])
+    assert [point.flush_every for point in sweep.points] == [0]
+    arguments = ["--flush-every", "0,1,32", "--pattern", "randwrite,randrw", "--depth", "1"]
+    sweep = sweep_of(_parser().parse_args(arguments), [])
+    assert [point.flush_every for point in sweep.points] == [0, 1, 32] * 2
+
+
 def test_targets(tmp_path: Path) -> None:
     assert parse_target("memory:1M").fresh
     assert not parse_target("null:1T").fresh
@@ -48,6 +56,11 @@ def test_targets(tmp_path: Path) -> None:
         (["--doorbells", "loud"], "unknown doorbells 'loud'"),
         (["--depth", "0"], "bad --depth '0': give 1 to 65535"),
         (["--depth", "1,,2"], "bad --depth ''"),
+        (["--flush-every", "-1", "--pattern", "write"], "bad --flush-every '-1'"),
+        (["--flush-every", "8"], "randread has none: use --pattern randwrite"),
+        (["--flush-every", "8", "--pattern", "write,read"], "read has none"),
+        (["--flush-every", "8", "--pattern", "randrw", "--mix", "0"], "--mix 0 has none"),
+        (["--ping", "--flush-every", "8"], "--flush-every has no meaning with --ping"),
         (["--rate", "fast"], "bad --rate 'fast'"),
         (["--poll-max-us", "lazy"], "bad polling window 'lazy'"),
         (["--block-size", "4Q"], "bad size '4Q'"),

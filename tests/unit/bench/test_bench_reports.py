@@ -95,6 +95,30 @@ def test_fio_json_of_a_mixed_load_keeps_its_latencies_together() -> None:
     assert job["read"]["clat_ns"]["N"] == job["write"]["clat_ns"]["N"] == 0
 
 
+def test_flushes_are_told_apart() -> None:
+    flushed = Measured(
+        target="a",
+        point=Point(pattern="randwrite", flush_every=10),
+        run=0,
+        stats=stats(100, reads=0, writes=100, flushes=10, flush_histogram={300: 10}),
+        server_cpu=None,
+        driver_cpu=0.0,
+        others=0.0,
+    )
+    found = record(flushed)
+    assert (found["iops"], found["flushes"], found["flush_every"]) == (100, 10, 10)
+    assert found["flush_latency_us"]["p50"] > 0
+    (job,) = fio_document([flushed])["jobs"]
+    assert job["job options"]["fdatasync"] == "10"
+    assert (job["write"]["iops"], job["write"]["clat_ns"]["N"]) == (100, 100)
+    assert (job["sync"]["total_ios"], job["sync"]["lat_ns"]["N"]) == (10, 10)
+    assert job["sync"]["lat_ns"]["percentile"]["50.000000"] > 0
+    assert "a Flush every 10 writes" in " ".join(show([flushed]).split())
+    assert "flush" in table.legend([flushed])
+    assert "flush" not in show([one()]) + table.legend([one()])
+    assert record(one())["flushes"] == fio_document([one()])["jobs"][0]["sync"]["total_ios"] == 0
+
+
 def test_a_report_is_json() -> None:
     sweep = Sweep(targets=(Served("a"), Served("b")), points=(Point(),))
     measured = [one("a"), one("b")]

@@ -209,7 +209,8 @@ cdef class RbdBackend(Backend):
         if result == -ENOENT:
             return None
         check(result)
-        return (<bytes> value[:length]).rstrip(b"\0").decode(errors="replace")
+        # The length is only told when there is too little room: what counts is the final NUL.
+        return (<bytes> value).decode(errors="replace")
 
     def write_note(self, key, value):
         cdef int result

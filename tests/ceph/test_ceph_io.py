@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -99,6 +102,25 @@ def test_many_commands_at_once_keep_their_data(make_disk: MakeDisk) -> None:
     assert stats.clean
     large = LoadSpec(pattern="randrw", block_size=1 << 20, depth=4, seed=2)
     assert run_load(disk.host, [disk.queue], large, ios=60, verifier=verifier).clean
+
+
+def test_commands_keep_their_data_where_processors_are_short(make_disk: MakeDisk) -> None:
+    """Then completions gather before they wake the IOThread: none may be left behind."""
+    disk = make_disk(32 * MIB)
+    queue = disk.host.create_queue_pair(64, interrupts=True)
+    hogs = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(os.cpu_count() or 1)
+    ]
+    try:
+        verifier = Verifier(32 * MIB // 512, 512)
+        for depth in (1, 3, 32):
+            spec = LoadSpec(pattern="randrw", depth=depth, block_size=4096, sleep=True)
+            assert run_load(disk.host, [queue], spec, seconds=2, verifier=verifier).clean
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
 
 
 def test_the_next_server_reads_what_the_last_one_wrote(ceph: Cluster, attach: Attach) -> None:

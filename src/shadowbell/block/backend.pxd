@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from shadowbell.block.gathering cimport Gathering
 from shadowbell.dataplane.includes.uring cimport io_uring, iovec
 
 cdef enum BlockOp:
@@ -108,6 +109,10 @@ cdef struct BlockContext:
     uint32_t bounce_left
     uint32_t index         # of the thread: a back end's state there is its locals[index]
     Note *notes            # the last one posted
+    uint32_t posted        # how many were posted since the thread began,
+    uint32_t taken         # how many of them were taken,
+    uint32_t wake_at       # and which one, counted by posted, is to wake the thread: sources.pyx
+    Gathering gathering
     uint64_t next_due      # ns: the first timer; 0: none
     Source *timed
     complete_function complete  # ends a request that was pending

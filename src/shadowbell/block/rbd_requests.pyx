@@ -24,6 +24,7 @@ from shadowbell.block.backend cimport (
     BlockRequest,
     Note,
 )
+from shadowbell.block.gathering cimport await_end, has_ended
 from shadowbell.block.includes.librbd cimport (
     RBD_WRITE_ZEROES_FLAG_THICK_PROVISION,
     rbd_aio_create_completion,
@@ -37,7 +38,7 @@ from shadowbell.block.includes.librbd cimport (
     rbd_completion_t,
 )
 from shadowbell.block.sources cimport post
-from shadowbell.dataplane.includes.cpu cimport load32, store32
+from shadowbell.dataplane.includes.cpu cimport clock_ns, load32, store32
 
 
 cdef extern from "<sys/eventfd.h>" nogil:
@@ -69,6 +70,7 @@ cdef int start(Image *image, BlockRequest *request) noexcept nogil:
     if load32(&image.away):
         request.result = -EAGAIN
         return BLOCK_DONE
+    request.start = clock_ns()
     error = rbd_aio_create_completion(request, landed, &completion)
     if error < 0:
         request.result = error
@@ -92,6 +94,7 @@ cdef int start(Image *image, BlockRequest *request) noexcept nogil:
         rbd_aio_release(completion)
         request.result = meaning(image, error)
         return BLOCK_DONE
+    await_end(&request.context.gathering)
     return BLOCK_PENDING
 
 
@@ -112,6 +115,7 @@ cdef void go_on(BlockContext *context, Note *note) noexcept nogil:
     cdef BlockRequest *request = <BlockRequest *> note
     cdef Image *image = <Image *> request.backend.own
     cdef int result = request.result
+    has_ended(&context.gathering, clock_ns() - request.start)
     if result < 0:
         result = meaning(image, result)
     elif request.flags & BLOCK_FUA and request.stage == MOVING and (

@@ -39,4 +39,6 @@ cdef void set_timer(BlockContext *context, Source *source, uint64_t due) noexcep
 cdef void run_timers(BlockContext *context, uint64_t now) noexcept nogil
 cdef void take_notes(BlockContext *context) noexcept nogil
 cdef void post(BlockContext *context, Note *note) noexcept nogil
+cdef void await_notes(BlockContext *context, uint32_t count) noexcept nogil
+cdef bint noted(BlockContext *context) noexcept nogil
 cdef void post_result(BlockContext *context, BlockRequest *request, int result) noexcept nogil

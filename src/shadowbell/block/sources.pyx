@@ -1,10 +1,17 @@
 """Descriptors, timers and other threads' words for back ends: see sources.pxd."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from shadowbell.block.backend cimport BlockContext, BlockRequest, Note, Source
 from shadowbell.block.sources cimport TAG_IGNORE, TAG_SOURCE, ring_entry
-from shadowbell.dataplane.includes.cpu cimport exchange_ptr, swap_if_ptr
+from shadowbell.dataplane.includes.cpu cimport (
+    count32,
+    exchange_ptr,
+    fence,
+    load32,
+    store32,
+    swap_if_ptr,
+)
 from shadowbell.dataplane.includes.uring cimport (
     io_uring_prep_cancel64,
     io_uring_prep_poll_add,
@@ -100,6 +107,11 @@ cdef void find_next_due(BlockContext *context) noexcept nogil:
 
 
 # --- words from other threads -----------------------------------------------------------------------
+#
+# Before the thread sleeps it says which note is to wake it, then that it sleeps, then looks whether
+# that one is there already. A poster adds its note, counts it, then looks whether it is that one, and
+# whether the thread sleeps. With a fence between each one's store and look, one of them sees the
+# other's; and of many posters one pays for the waking. tests/model/notes.py explores it.
 
 cdef void post(BlockContext *context, Note *note) noexcept nogil:
     """From any thread: have ``note.take`` called on the context's thread, in the order of posting.
@@ -112,7 +124,20 @@ cdef void post(BlockContext *context, Note *note) noexcept nogil:
         note.next = first
         if swap_if_ptr(&context.notes, first, note):
             break
-    context.wake(context)
+    cdef uint32_t number = count32(&context.posted)
+    fence()
+    if number == load32(&context.wake_at):
+        context.wake(context)
+
+
+cdef void await_notes(BlockContext *context, uint32_t count) noexcept nogil:
+    """The thread is about to sleep, until so many more notes than it has taken are posted."""
+    store32(&context.wake_at, context.taken + count)
+
+
+cdef bint noted(BlockContext *context) noexcept nogil:
+    """Have as many been posted? To be asked behind a fence."""
+    return <int32_t> (load32(&context.posted) - context.wake_at) >= 0
 
 
 cdef void post_result(BlockContext *context, BlockRequest *request, int result) noexcept nogil:
@@ -133,6 +158,7 @@ cdef void take_notes(BlockContext *context) noexcept nogil:
     cdef Note *oldest = NULL
     cdef Note *following
     while note != NULL:
+        context.taken += 1
         following = note.next
         note.next = oldest
         oldest = note

@@ -75,6 +75,10 @@ cdef extern from "<sys/prctl.h>":
     int prctl(int option, unsigned long value)
 
 
+# What the kernel says of a thread; where it doesn't, nobody ever waits for a processor.
+STATISTICS = "/proc/thread-self/schedstat"
+
+
 cdef void read_clocks(uint64_t *ns, uint64_t *counter):
     """Read both clocks at the same moment: of some tries, the one least torn apart."""
     cdef uint64_t before, now, after, best = ~(<uint64_t> 0)
@@ -132,7 +136,7 @@ cdef class IOThread:
                    ns_factor, tick_factor)
         state.pace.always = poll_max_us == "busy"
         state.busy_alarm = NEVER
-        state.alarm_fd = -1
+        state.alarm_fd = state.statistics = -1
         state.waiting_tail = &state.waiting
         state.requests = <Request *> take(MAX_REQUESTS * sizeof(Request))
         state.free_requests = <Request **> calloc(MAX_REQUESTS, sizeof(Request *))
@@ -203,6 +207,8 @@ cdef class IOThread:
             )
             self.started.set()
             return
+        with contextlib.suppress(OSError):
+            state.statistics = os.open(STATISTICS, os.O_RDONLY | os.O_CLOEXEC)
         prctl(PR_SET_TIMERSLACK, 1)  # naps are shorter than the usual slack of 50 us
         # A thread that wakes takes the processor from a busy one only if its slice is the shorter
         # one. The least there is; where it can't be had the thread waits for its turn.
@@ -211,6 +217,9 @@ cdef class IOThread:
         with nogil:
             run(state)
         close_rings(&state.block)
+        if state.statistics >= 0:
+            close(state.statistics)
+            state.statistics = -1
 
     @property
     def busy_ns(self):

@@ -346,6 +346,7 @@ cdef struct ThreadState:
     uint64_t now                   # ticks, read once a round
     uint32_t finished_now          # commands that ended while they were being started
     Pace pace
+    int statistics                 # the kernel's on this thread: /proc/thread-self/schedstat, or -1
     uint32_t io_queue_count        # of queues: the admin queues left out
     uint32_t mapped_count          # active queues whose doorbell page is mapped: nobody can wake us
     EngineState *pausing           # not to be fetched from: OP_PAUSE waits for its commands

@@ -8,9 +8,18 @@ where storage completions, the clients' sockets and kicks all arrive.
 
 from libc.errno cimport ETIME
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport strtoull
+from posix.unistd cimport pread
 
 from shadowbell.block.backend cimport BlockContext
-from shadowbell.block.sources cimport run_timers, take_notes
+from shadowbell.block.gathering cimport (
+    Gathering,
+    longest_wait,
+    look,
+    must_look,
+    share_to_await,
+)
+from shadowbell.block.sources cimport await_notes, noted, run_timers, take_notes
 from shadowbell.dataplane.arrivals cimport reap
 from shadowbell.dataplane.commands cimport retry_waiting, start_held
 from shadowbell.dataplane.dma cimport bus_error_count
@@ -57,6 +66,7 @@ from shadowbell.dataplane.pacing cimport (
     idle_queue_span,
     in_ticks,
     napped,
+    slept_for_others,
     worked,
 )
 from shadowbell.dataplane.queues cimport completion_room, serve, ticks_to_ns
@@ -69,6 +79,7 @@ cdef enum:
 
 cdef void run(ThreadState *thread) noexcept nogil:
     cdef uint64_t now, started, nap = 0
+    cdef uint32_t share
     cdef int resting
     cdef bint busy = False
     cdef bint waits = False        # an operation of the control plane's, for commands to end
@@ -111,12 +122,42 @@ cdef void run(ThreadState *thread) noexcept nogil:
         if busy:
             worked(&thread.pace, thread.now)
             continue
+        share = notes_to_await(thread)
+        if share:
+            slept_for_others(&thread.pace, thread.now)
+            rest(thread, 0, share, waits)
+            continue
         resting = how_to_rest(&thread.pace, thread.now, thread.io_queue_count != 0,
                               thread.mapped_count != 0, thread.held != NULL, &nap)
         if resting == REST_POLL or thread.block.polling:  # the polled ring wakes nobody
             relax()
         else:
-            rest(thread, nap if resting == REST_NAP and thread.active_count else 0, waits)
+            rest(thread, nap if resting == REST_NAP and thread.active_count else 0, 1, waits)
+
+
+cdef inline uint32_t notes_to_await(ThreadState *thread) noexcept nogil:
+    """Of other threads', before anything else is done; 0: rest as the pace says."""
+    cdef Gathering *gathering = &thread.block.gathering
+    if (gathering.awaited == 0 or thread.statistics < 0 or thread.pace.always
+            or thread.block.polling or thread.mapped_count or thread.held != NULL):
+        return 0
+    if must_look(gathering, clock_ns()):
+        look_at_statistics(thread)
+    return share_to_await(gathering)
+
+
+cdef void look_at_statistics(ThreadState *thread) noexcept nogil:
+    """Two numbers: the nanoseconds that the thread ran, and those that it waited for a processor."""
+    cdef Gathering *gathering = &thread.block.gathering
+    cdef char text[64]
+    cdef char *end = text
+    cdef uint64_t ran = gathering.ran, waited = gathering.waited
+    cdef ssize_t count = pread(thread.statistics, text, sizeof(text) - 1, 0)
+    if count > 0:  # else it is taken to have waited no longer
+        text[count] = 0
+        ran = strtoull(end, &end, 10)
+        waited = strtoull(end, &end, 10)
+    look(gathering, clock_ns(), ran, waited, thread.block.taken)
 
 
 cdef void count_busy(ThreadState *thread, uint64_t spent) noexcept nogil:
@@ -194,15 +235,22 @@ cdef void take_kicks(ThreadState *thread) noexcept nogil:
             activate(thread, thread.queues[i])
 
 
-cdef void rest(ThreadState *thread, uint64_t nap, bint waits) noexcept nogil:
-    """Nap for so many ticks, or arm every polled queue and sleep; back at once when one has work."""
-    cdef uint64_t ns = nap * thread.pace.ns_factor >> 20
+cdef void rest(ThreadState *thread, uint64_t nap, uint32_t share, bint waits) noexcept nogil:
+    """Nap for so many ticks, or arm every polled queue and sleep; back at once when one has work.
+
+    share: how many notes of other threads' are work.
+    """
+    cdef uint64_t ns
     cdef uint64_t due
     cdef uint32_t i = 0
     cdef io_uring_cqe *cqe = NULL
     cdef __kernel_timespec timeout
     if thread.block.commanding and not thread.wide_awaited:
         await_wide(thread)
+    if waits:
+        share = 1
+    ns = nap * thread.pace.ns_factor >> 20 if nap else longest_wait(&thread.block.gathering, share)
+    await_notes(&thread.block, share)
     store32(&thread.sleeping, 1)
     fence()
     while nap == 0 and i < thread.active_count:
@@ -215,7 +263,7 @@ cdef void rest(ThreadState *thread, uint64_t nap, bint waits) noexcept nogil:
             return
     # What an operation waits for wakes us: the ends of commands, and its being called off. Tried once
     # more, since a timer may have ended a command after this round's try.
-    if (load32(&thread.kicked) or thread.block.notes != NULL
+    if (load32(&thread.kicked) or noted(&thread.block)
             or (operate(thread) if waits else load32(&thread.mailbox.posted) != thread.mailbox.done)):
         store32(&thread.sleeping, 0)
         return

@@ -127,6 +127,12 @@ cdef inline void worked(Pace *pace, uint64_t now) noexcept nogil:
     pace.rested_at = pace.looked_at = 0
 
 
+cdef inline void slept_for_others(Pace *pace, uint64_t now) noexcept nogil:
+    """A look found no work, and the thread goes to sleep whatever the gaps are (gathering.pxd)."""
+    pace.rested_at = now
+    pace.looked_at = 0
+
+
 cdef inline void napped(Pace *pace, uint64_t asked, uint64_t took) noexcept nogil:
     """A nap ended by its timer."""
     learn(&pace.overshoot, took - asked if took > asked else 0)

@@ -89,3 +89,16 @@ class Moderation:
 
         ``since``: its first entry was posted; ``arrived``: the host's last command.
         """
+
+class Gathering:
+    """How many completions of other threads' a thread sleeps for; times are nanoseconds."""
+
+    def await_end(self) -> None:
+        """A request is under way."""
+    def has_ended(self, took: int) -> None:
+        """One has ended. Raises ValueError when none is under way."""
+    def must_look(self, now: int) -> bool: ...
+    def look(self, now: int, ran: int, waited: int, taken: int) -> None:
+        """How long it has run, and waited for a processor, and what it has taken, in all."""
+    def rest(self) -> tuple[int, int]:
+        """For how many to sleep (0: rest as the pace says), and how long at most (0: no limit)."""

@@ -1,11 +1,13 @@
 """The compiled doorbell, pacing and interrupt rules, step by step, for tests and labs.
 
 Each class holds a structure of the data plane's with memory words of its own, and calls the very
-functions of doorbells.pxd, pacing.pxd, interrupts.pxd and moderation.pxd that the IOThreads inline.
+functions of doorbells.pxd, pacing.pxd, interrupts.pxd, moderation.pxd and gathering.pxd that the
+IOThreads inline.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from shadowbell.block cimport gathering
 from shadowbell.dataplane cimport doorbells, interrupts, moderation, pacing
 from shadowbell.dataplane.includes.cpu cimport load32, store32
 from shadowbell.dataplane.layout cimport CompletionQueue, Counters, SubmissionQueue
@@ -207,3 +209,27 @@ cdef class Moderation:
     def held_until(self, uint32_t entries, uint64_t since, uint64_t arrived):
         return moderation.first_hold(&self.state, entries, since, arrived, moderation.QUIET_NS,
                                      moderation.FIRST_HOLD_NS)
+
+
+cdef class Gathering:
+    """How many completions of other threads' a thread sleeps for."""
+
+    cdef gathering.Gathering state
+
+    def await_end(self):
+        gathering.await_end(&self.state)
+
+    def has_ended(self, uint64_t took):
+        if self.state.awaited == 0:
+            raise ValueError("nothing is awaited")
+        gathering.has_ended(&self.state, took)
+
+    def must_look(self, uint64_t now):
+        return gathering.must_look(&self.state, now)
+
+    def look(self, uint64_t now, uint64_t ran, uint64_t waited, uint32_t taken):
+        gathering.look(&self.state, now, ran, waited, taken)
+
+    def rest(self):
+        cdef uint32_t share = gathering.share_to_await(&self.state)
+        return share, gathering.longest_wait(&self.state, share)

@@ -25,6 +25,8 @@ cdef extern from *:
     { return __atomic_exchange_n((volatile uint32_t *)p, v, __ATOMIC_SEQ_CST); }
     static inline void sb_add32(volatile void *p, uint32_t v)
     { __atomic_fetch_add((volatile uint32_t *)p, v, __ATOMIC_SEQ_CST); }
+    static inline uint32_t sb_count32(volatile void *p)
+    { return __atomic_add_fetch((volatile uint32_t *)p, 1, __ATOMIC_SEQ_CST); }
     static inline uint64_t sb_load64(const volatile void *p)
     { return __atomic_load_n((const volatile uint64_t *)p, __ATOMIC_ACQUIRE); }
     static inline void sb_store64(volatile void *p, uint64_t v)
@@ -64,6 +66,7 @@ cdef extern from *:
     bint swap_if64 "sb_swap_if64"(void *p, uint64_t old, uint64_t value) noexcept nogil
     uint32_t exchange32 "sb_exchange32"(void *p, uint32_t value) noexcept nogil
     void add32 "sb_add32"(void *p, uint32_t value) noexcept nogil
+    uint32_t count32 "sb_count32"(void *p) noexcept nogil  # adds 1, returns what is there then
     uint64_t load64 "sb_load64"(const void *p) noexcept nogil
     void store64 "sb_store64"(void *p, uint64_t value) noexcept nogil
     void *load_ptr "sb_load_ptr"(const void *p) noexcept nogil

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from serving import SOCKET
 
+from serving import SOCKET
 from shadowbell.cli import main
 from shadowbell.driver import CommandError, Host, Load, LoadSpec, LoadStats
 from shadowbell.driver.admin import Event

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from serving import Attach, Serve
 
+from serving import Attach, Serve
 from shadowbell.block.file import direct_alignment
 from shadowbell.driver import Buffer, Host, QueuePair
 from shadowbell.nvme import IoOpcode, ReadWrite, SubmissionEntry

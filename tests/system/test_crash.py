@@ -7,8 +7,8 @@ from pathlib import Path
 
 import journal
 import pytest
-from serving import Attach, Serve
 
+from serving import Attach, Serve
 from shadowbell.cli import main
 from shadowbell.crash import CrashStates, Device, Granularity, Recording
 from shadowbell.driver import LoadSpec, run_load

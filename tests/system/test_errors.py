@@ -12,8 +12,8 @@ from pathlib import Path
 import failing_file
 import pytest
 from failing_file import FailingFile
-from serving import Attach, Serve
 
+from serving import Attach, Serve
 from shadowbell.driver import CommandError, Host, QueuePair
 from shadowbell.driver.admin import Event
 from shadowbell.nvme import Feature, LogPage, Status

@@ -7,8 +7,8 @@ import threading
 import time
 
 import pytest
-from serving import SOCKET, Attach, Serve
 
+from serving import SOCKET, Attach, Serve
 from shadowbell.cli.control import ask
 from shadowbell.driver import Host, Load, LoadSpec, LoadStats, QueuePair, Verifier
 from shadowbell.guest import Served

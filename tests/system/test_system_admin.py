@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 
 import pytest
-from serving import SOCKET, Attach, Serve
 
+from serving import SOCKET, Attach, Serve
 from shadowbell.driver import CommandError, Host, LoadSpec, run_load
 from shadowbell.driver.wire import REGION_BAR0
 from shadowbell.errors import UserError

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from living import MIB, done, namespaces, refused
-from serving import SOCKET, Attach, Serve
 
+from serving import SOCKET, Attach, Serve
 from shadowbell.config import ControllerConfig, ServerConfig, parse_namespace
 from shadowbell.errors import UserError
 from shadowbell.guest import Served

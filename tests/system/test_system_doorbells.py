@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import SERVE, Attach, Serve
 
+from serving import SERVE, Attach, Serve
 from shadowbell.driver import Doorbells, LoadSpec, LoadStats, QueuePair, Verifier, run_load
 from shadowbell.driver.host import Host
 from shadowbell.errors import UserError

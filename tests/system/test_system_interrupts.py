@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from serving import SERVE, Attach, Serve
 
+from serving import SERVE, Attach, Serve
 from shadowbell.driver import Doorbells, Host, LoadSpec, LoadStats, QueuePair, run_load
 from shadowbell.nvme import Feature
 

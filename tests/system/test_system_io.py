@@ -8,8 +8,8 @@ import random
 from collections.abc import Callable
 
 import pytest
-from serving import Attach, Serve
 
+from serving import Attach, Serve
 from shadowbell.driver import CommandError, Host, QueuePair, pointers
 from shadowbell.driver.memory import PAGE
 from shadowbell.driver.queue_pair import UNREAD

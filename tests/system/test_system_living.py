@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 from living import MIB, changed, done, loaded, namespaces, refused, status_of, watch
-from serving import Attach, Serve
 
+from serving import Attach, Serve
 from shadowbell.driver import CommandError, LoadSpec, QueuePair
 from shadowbell.nvme import Feature, Status
 from shadowbell.nvme.identify import IdentifierType

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from nbd_server import NbdServer, need
-from serving import Attach, Serve
 
+from serving import Attach, Serve
 from shadowbell.block.images import find_program
 from shadowbell.driver import Host, LoadSpec, Verifier, run_load
 from shadowbell.driver.load import Load, LoadStats

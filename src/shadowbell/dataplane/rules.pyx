@@ -32,7 +32,7 @@ cdef inline Py_ssize_t line(const void *structure, const void *field):
 
 
 def cache_lines():
-    """By structure: the lines in which fields of its readers, its thread and others begin, and end."""
+    """See rules.pyi; of each group the first and the last field."""
     cdef SubmissionQueue sq
     cdef CompletionQueue cq
     cdef Counters counters

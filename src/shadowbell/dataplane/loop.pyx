@@ -8,8 +8,6 @@ where storage completions, the clients' sockets and kicks all arrive.
 
 from libc.errno cimport ETIME
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport strtoull
-from posix.unistd cimport pread
 
 from shadowbell.block.backend cimport BlockContext
 from shadowbell.block.gathering cimport (
@@ -62,15 +60,21 @@ from shadowbell.dataplane.pacing cimport (
     HELD_NAP_NS,
     REST_NAP,
     REST_POLL,
+    UNKNOWN,
     how_to_rest,
     idle_queue_span,
     in_ticks,
     napped,
+    note_waits,
+    returned,
     slept_for_others,
+    waits_are_old,
+    was_away,
     worked,
 )
 from shadowbell.dataplane.queues cimport completion_room, serve, ticks_to_ns
 from shadowbell.dataplane.ring cimport await_kick, await_wide
+from shadowbell.dataplane.schedstat cimport read_schedstat
 from shadowbell.dataplane.throttle cimport held_ticks
 
 cdef enum:
@@ -119,8 +123,10 @@ cdef void run(ThreadState *thread) noexcept nogil:
             raise_interrupts(thread)
         if thread.bus_errors_seen != load32(bus_error_count):
             tell_bus_error(thread)
+        if was_away(&thread.pace, started):
+            judge_absence(thread, started)
         if busy:
-            worked(&thread.pace, thread.now)
+            worked(&thread.pace, started, thread.now)
             continue
         share = notes_to_await(thread)
         if share:
@@ -147,17 +153,24 @@ cdef inline uint32_t notes_to_await(ThreadState *thread) noexcept nogil:
 
 
 cdef void look_at_statistics(ThreadState *thread) noexcept nogil:
-    """Two numbers: the nanoseconds that the thread ran, and those that it waited for a processor."""
     cdef Gathering *gathering = &thread.block.gathering
-    cdef char text[64]
-    cdef char *end = text
-    cdef uint64_t ran = gathering.ran, waited = gathering.waited
-    cdef ssize_t count = pread(thread.statistics, text, sizeof(text) - 1, 0)
-    if count > 0:  # else it is taken to have waited no longer
-        text[count] = 0
-        ran = strtoull(end, &end, 10)
-        waited = strtoull(end, &end, 10)
+    cdef uint64_t ran = gathering.ran, waited = gathering.waited  # no longer, where the kernel is silent
+    read_schedstat(thread.statistics, &ran, &waited)
     look(gathering, clock_ns(), ran, waited, thread.block.taken)
+
+
+cdef void judge_absence(ThreadState *thread, uint64_t now) noexcept nogil:
+    cdef uint64_t ran, waited
+    if not read_schedstat(thread.statistics, &ran, &waited):
+        waited = UNKNOWN
+    returned(&thread.pace, now, waited)
+
+
+cdef inline void look_at_waits(ThreadState *thread) noexcept nogil:
+    cdef uint64_t ran, waited
+    if (thread.statistics >= 0 and waits_are_old(&thread.pace, thread.now)
+            and read_schedstat(thread.statistics, &ran, &waited)):
+        note_waits(&thread.pace, thread.now, waited)
 
 
 cdef void count_busy(ThreadState *thread, uint64_t spent) noexcept nogil:
@@ -249,6 +262,7 @@ cdef void rest(ThreadState *thread, uint64_t nap, uint32_t share, bint waits) no
         await_wide(thread)
     if waits:
         share = 1
+    look_at_waits(thread)
     ns = nap * thread.pace.ns_factor >> 20 if nap else longest_wait(&thread.block.gathering, share)
     await_notes(&thread.block, share)
     store32(&thread.sleeping, 1)

@@ -21,10 +21,14 @@
 #
 # A thread that polls beside a busy process uses up its share of the processor, and is then away for
 # milliseconds; one that mostly sleeps is let in at once. Polling looks are so close together that a
-# long time between two of them tells of that. For a while afterwards only gaps are polled through that
-# are shorter than going to sleep takes. When the processor is lost again soon after that while, the
-# next one is twice as long: losing it once in CONTENDED_NS would already be what the slowest per cent
-# of the commands see.
+# long time between two of them tells of that. Or the hypervisor had the processor: then nothing is won
+# by keeping off it. Which of the two it was the kernel says, that counts the time that a thread waited
+# for a processor: at least half of the absence, if others had it. Short waits at wake-ups add up, so the
+# count is also looked at before naps and sleeps, once in LOOK_NS.
+#
+# For a while after an absence for others' sake only gaps are polled through that are shorter than going
+# to sleep takes. When the processor is lost again soon after that while, the next one is twice as long:
+# losing it once in CONTENDED_NS would already be what the slowest per cent of the commands see.
 #
 # With always (`--poll-max-us busy`) none of this is weighed: where there is an I/O queue, it is polled.
 
@@ -49,8 +53,15 @@ cdef enum:
     CONTENDED_NS = 100000000   # and will want it for so long, at first,
     CONTENDED_DOUBLINGS = 5    # and this often twice as long
     CONTENDED_WINDOW_NS = 10000
+    LOOK_NS = 1000000
     # While commands are held by limits nobody polls: several of them start at a time, none the earlier.
     HELD_NAP_NS = 100000
+
+cdef extern from *:
+    """
+    #define SB_UNKNOWN UINT64_MAX
+    """
+    uint64_t UNKNOWN "SB_UNKNOWN"
 
 cdef enum Rest:
     REST_POLL                  # look again at once
@@ -67,6 +78,8 @@ cdef struct Pace:
     uint64_t last_work
     uint64_t rested_at         # the last look before a nap or sleep; 0: a later one ended it
     uint64_t looked_at         # the last look, if we poll since; else 0
+    uint64_t waited            # ns in all that the thread waited for a processor, as far as is known,
+    uint64_t waited_at         # and when that was read
     uint64_t contended_until   # others want the processor until then
     uint64_t contended_span    # what was thought last of how long they will
     uint64_t ns_factor         # ns = ticks * ns_factor >> 20
@@ -88,6 +101,7 @@ cdef inline void begin_pace(Pace *pace, uint64_t poll_max_ns, uint64_t ns_factor
     pace.spread = pace.gap >> 1
     pace.overshoot = in_ticks(pace, WORTH_NS)
     pace.last_work = pace.rested_at = pace.looked_at = 0
+    pace.waited = pace.waited_at = 0
     pace.contended_until = pace.contended_span = 0
 
 
@@ -96,27 +110,48 @@ cdef inline void learn(uint64_t *average, uint64_t value) noexcept nogil:
     average[0] += (value >> 3) - (average[0] >> 3)
 
 
-cdef inline bint was_away(Pace *pace, uint64_t now) noexcept nogil:
-    """Was the processor somebody else's between two looks?"""
-    cdef uint64_t shortest
-    if pace.looked_at and now - pace.looked_at > in_ticks(pace, AWAY_NS):
-        shortest = in_ticks(pace, CONTENDED_NS)
-        if now > pace.contended_until + pace.contended_span:
-            pace.contended_span = shortest
-        elif now > pace.contended_until:
-            pace.contended_span = min(2 * pace.contended_span, shortest << CONTENDED_DOUBLINGS)
-        pace.contended_until = now + pace.contended_span
-        return True
-    return False
+cdef inline bint was_away(const Pace *pace, uint64_t now) noexcept nogil:
+    """Did the thread not run between two looks?"""
+    return pace.looked_at and now - pace.looked_at > in_ticks(pace, AWAY_NS)
 
 
-cdef inline void worked(Pace *pace, uint64_t now) noexcept nogil:
-    """This round found work: a gap has ended."""
-    cdef uint64_t gap = now - pace.last_work
-    if was_away(pace, now):
+cdef inline bint waits_are_old(const Pace *pace, uint64_t now) noexcept nogil:
+    """Is what is known of the kernel's count of waiting too old?"""
+    return now - pace.waited_at > in_ticks(pace, LOOK_NS)
+
+
+cdef inline void note_waits(Pace *pace, uint64_t now, uint64_t waited) noexcept nogil:
+    """waited: ns for a processor, since the thread began."""
+    pace.waited = waited
+    pace.waited_at = now
+
+
+cdef inline void lost_processor(Pace *pace, uint64_t now) noexcept nogil:
+    """Others had it between two looks, and will want it again."""
+    cdef uint64_t shortest = in_ticks(pace, CONTENDED_NS)
+    if now > pace.contended_until + pace.contended_span:
+        pace.contended_span = shortest
+    elif now > pace.contended_until:
+        pace.contended_span = min(2 * pace.contended_span, shortest << CONTENDED_DOUBLINGS)
+    pace.contended_until = now + pace.contended_span
+
+
+cdef inline void returned(Pace *pace, uint64_t now, uint64_t waited) noexcept nogil:
+    """The thread was away; waited: as in ``note_waits``, or UNKNOWN."""
+    cdef uint64_t away = (now - pace.looked_at) * pace.ns_factor >> 20
+    if waited == UNKNOWN or waited - pace.waited >= away >> 1:
+        lost_processor(pace, now)
+    if waited != UNKNOWN:
+        note_waits(pace, now, waited)
+
+
+cdef inline void worked(Pace *pace, uint64_t found, uint64_t now) noexcept nogil:
+    """A look found work, which is done: a gap has ended and the next one begins."""
+    cdef uint64_t gap = found - pace.last_work
+    if was_away(pace, found):
         gap = pace.looked_at - pace.last_work
     elif pace.rested_at:
-        if now - pace.rested_at > in_ticks(pace, LONG_SLEEP_NS):
+        if found - pace.rested_at > in_ticks(pace, LONG_SLEEP_NS):
             gap = min(gap, in_ticks(pace, 8 * NAP_GAP_NS))
         else:
             gap = pace.rested_at - pace.last_work
@@ -157,9 +192,7 @@ cdef inline int how_to_rest(Pace *pace, uint64_t now, bint queues, bint mapped, 
     queues: there are I/O queues. mapped: a polled queue has a mapped doorbell. held: commands are
     held by limits.
     """
-    cdef int rest
-    was_away(pace, now)
-    rest = REST_POLL if pace.always and queues else weigh(pace, now, mapped, nap)
+    cdef int rest = REST_POLL if pace.always and queues else weigh(pace, now, mapped, nap)
     if rest == REST_POLL and held and not pace.always:
         rest = REST_NAP
         nap[0] = in_ticks(pace, HELD_NAP_NS)

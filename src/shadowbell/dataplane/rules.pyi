@@ -8,6 +8,9 @@ from typing import Literal
 def distance(start: int, end: int, entries: int) -> int:
     """Entries from start up to end on a ring."""
 
+def schedstat(fd: int) -> tuple[int, int] | None:
+    """Nanoseconds that a thread ran, and that it waited for a processor; None: not counted."""
+
 def behind(index: int, entries: int) -> int:
     """The index before."""
 
@@ -69,13 +72,18 @@ class Slot:
         """Read it as a submission queue's slot is read."""
 
 class Pace:
-    """How a thread waits between pieces of work; times in nanoseconds, the polling window too."""
+    """How a thread waits between pieces of work; times in nanoseconds, the polling window too.
+
+    ``waited``: how long the thread has waited for a processor, in all; None: the kernel doesn't say.
+    """
 
     def __init__(self, poll_max_ns: int) -> None: ...
-    def worked(self, now: int) -> None:
-        """A look found work."""
+    def looked(self, now: int, waited: int | None = None) -> None:
+        """A look began; ``worked`` or ``rest`` tells what came of it."""
+    def worked(self, found: int, now: int | None = None) -> None:
+        """It found work, which is done ``now``, or at once."""
     def rest(
-        self, now: int, mapped: bool = False, held: bool = False
+        self, now: int, waited: int | None = None, mapped: bool = False, held: bool = False
     ) -> tuple[Literal["poll", "nap", "sleep"], int]:
         """A look found none: what to do, and how long to nap."""
     def napped(self, asked: int, took: int) -> None:

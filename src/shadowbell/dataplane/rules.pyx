@@ -12,10 +12,16 @@ from shadowbell.dataplane cimport doorbells, interrupts, moderation, pacing
 from shadowbell.dataplane.includes.cpu cimport load32, store32
 from shadowbell.dataplane.layout cimport CompletionQueue, Counters, SubmissionQueue
 from shadowbell.dataplane.lines cimport LINE
+from shadowbell.dataplane.schedstat cimport read_schedstat
 
 
 def distance(uint32_t start, uint32_t end, uint32_t entries):
     return doorbells.distance(start, end, entries)
+
+
+def schedstat(int fd):
+    cdef uint64_t ran = 0, waited = 0
+    return (ran, waited) if read_schedstat(fd, &ran, &waited) else None
 
 
 def behind(uint32_t index, uint32_t entries):
@@ -182,12 +188,18 @@ cdef class Pace:
     def __cinit__(self, uint64_t poll_max_ns):
         pacing.begin_pace(&self.pace, poll_max_ns, 1 << 20, 1 << 20)
 
-    def worked(self, uint64_t now):
-        pacing.worked(&self.pace, now)
+    def looked(self, uint64_t now, waited=None):
+        if pacing.was_away(&self.pace, now):
+            pacing.returned(&self.pace, now, pacing.UNKNOWN if waited is None else waited)
 
-    def rest(self, uint64_t now, bint mapped=False, bint held=False):
+    def worked(self, uint64_t found, now=None):
+        pacing.worked(&self.pace, found, found if now is None else now)
+
+    def rest(self, uint64_t now, waited=None, bint mapped=False, bint held=False):
         cdef uint64_t nap = 0
         cdef int rest = pacing.how_to_rest(&self.pace, now, True, mapped, held, &nap)
+        if rest != pacing.REST_POLL and waited is not None and pacing.waits_are_old(&self.pace, now):
+            pacing.note_waits(&self.pace, now, waited)
         return ("poll", "nap", "sleep")[rest], nap
 
     def napped(self, uint64_t asked, uint64_t took):

@@ -22,14 +22,26 @@ class Simulated:
     """A thread that is given work after the gaps of a list, each from the end of the last work.
 
     ``contended``: another process always wants the processor: after ``SLICE`` of ours in a row
-    it has it for as long.
+    it has it for as long. ``stolen``: the hypervisor takes it instead, whatever we do. ``counted``:
+    the kernel tells which of the two it was.
     """
 
     def __init__(
-        self, gaps: Iterable[int], window: int, *, settle: int = 200, contended: bool = False
+        self,
+        gaps: Iterable[int],
+        window: int,
+        *,
+        settle: int = 200,
+        contended: bool = False,
+        stolen: bool = False,
+        counted: bool = False,
     ) -> None:
         self.pace = Pace(window)
         self.contended = contended
+        self.stolen = stolen
+        self.counted = counted
+        self.next_steal = SLICE
+        self.waiting = 0
         self.slice = 0
         self.now = self.cpu = self.late = self.rings = self.naps = self.lost = 0
         self.time = self.work = 0
@@ -42,6 +54,10 @@ class Simulated:
             self.work += 1
         self.time = self.now - self.time
 
+    @property
+    def waited(self) -> int | None:
+        return self.waiting if self.counted else None
+
     def wait_for(self, due: int) -> None:
         while True:
             self.now += LOOK
@@ -49,14 +65,21 @@ class Simulated:
             self.slice += LOOK
             if self.contended and self.slice > SLICE:
                 self.now += SLICE
+                self.waiting += SLICE
                 self.slice = 0
                 self.lost += 1
+            if self.stolen and self.now > self.next_steal:
+                self.now += SLICE
+                self.next_steal = self.now + 10 * SLICE
+                self.lost += 1
+            self.pace.looked(self.now, self.waited)
             if self.now >= due:
                 break
-            what, nap = self.pace.rest(self.now)
+            what, nap = self.pace.rest(self.now, self.waited)
             if what == "poll":
                 continue
             self.cpu += WAKE
+            self.waiting += WAKE // 2
             self.slice = 0
             if what == "nap":
                 self.naps += 1
@@ -150,6 +173,7 @@ def test_a_processor_that_was_lost_once_is_polled_on_again_soon() -> None:
     for _ in range(10):
         assert thread.pace.rest(thread.now + LOOK)[0] == "poll"
         thread.now += MS
+        thread.pace.looked(thread.now)
         thread.pace.worked(thread.now)
         lost = thread.now
         while thread.pace.rest(thread.now + 40 * US)[0] != "poll":
@@ -159,6 +183,53 @@ def test_a_processor_that_was_lost_once_is_polled_on_again_soon() -> None:
         for _ in range(20_000):
             thread.wait_for(thread.now + 50 * US)
             thread.pace.worked(thread.now)
+
+
+def test_what_the_hypervisor_takes_does_not_end_polling() -> None:
+    """Nobody else wants the processor: sleeping would only add to the lateness."""
+    chance = random.Random(6)
+    gaps = [chance.randrange(1, 60 * US) for _ in range(20_000)]
+    thread = Simulated(gaps, WINDOW, stolen=True, counted=True)
+    assert thread.lost > 10
+    assert thread.rings + thread.naps < 0.01 * thread.work
+    unknown = Simulated(gaps, WINDOW, stolen=True)
+    assert unknown.naps + unknown.rings > 0.5 * unknown.work
+
+
+def test_a_busy_process_is_told_from_a_hypervisor() -> None:
+    """The kernel's count of waiting grows by what a busy process took, and the rules are the same."""
+    chance = random.Random(3)
+    gaps = [chance.randrange(25 * US, 75 * US) for _ in range(8000)]
+    told = Simulated(gaps, WINDOW, contended=True, counted=True)
+    guessed = Simulated(gaps, WINDOW, contended=True)
+    assert (told.rings, told.naps, told.lost) == (guessed.rings, guessed.naps, guessed.lost)
+    assert told.lost > 0
+
+
+def test_waits_of_many_wake_ups_are_not_one_long_wait() -> None:
+    """A load that is napped through, and then one that is polled through and stolen from once."""
+    thread = Simulated(itertools.repeat(200 * US, 3000), WINDOW, counted=True)
+    assert thread.waiting > 20 * MS
+    for _ in range(100):
+        thread.wait_for(thread.now + 20 * US)
+        thread.pace.worked(thread.now)
+    assert thread.pace.rest(thread.now + LOOK, thread.waited)[0] == "poll"
+    thread.now += 2 * MS
+    thread.pace.looked(thread.now, thread.waited)
+    thread.pace.worked(thread.now)
+    assert thread.pace.rest(thread.now + 40 * US, thread.waited)[0] == "poll"
+
+
+def test_long_work_is_neither_an_absence_nor_part_of_a_gap() -> None:
+    """Copying for a millisecond, and the next commands come 20 us after that, each time."""
+    pace, now = Pace(WINDOW), 0
+    for number in range(200):
+        pace.looked(now)
+        pace.worked(now, now + MS)
+        now += MS + LOOK
+        assert pace.rest(now)[0] == "poll" or number < 50
+        now += 20 * US
+    assert pace.rest(now)[0] == "poll"
 
 
 def test_short_gaps_are_polled_through_even_beside_a_busy_process() -> None:
@@ -174,6 +245,7 @@ def test_a_late_nap_while_commands_are_held_is_no_preemption(held: bool) -> None
     pace, now = thread.pace, thread.now + LOOK
     assert pace.rest(now, held=held) == (("nap", 100 * US) if held else ("poll", 0))
     now += 600 * US
+    pace.looked(now)
     pace.worked(now)
     what, _ = pace.rest(now + 40 * US)
     assert (what == "poll") == held

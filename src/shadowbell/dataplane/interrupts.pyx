@@ -11,13 +11,7 @@ from shadowbell.dataplane.layout cimport (
     EngineState,
     ThreadState,
 )
-from shadowbell.dataplane.moderation cimport (
-    FIRST_HOLD_NS,
-    QUIET_NS,
-    WINDOW_NS,
-    first_hold,
-    moderate,
-)
+from shadowbell.dataplane.moderation cimport WINDOW_NS, first_hold, moderate
 from shadowbell.dataplane.pacing cimport in_ticks
 
 cdef enum:
@@ -62,7 +56,7 @@ cdef bint settle(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
     if verdict == RAISE and held_first(thread, cq):
         return False
     moderate(&cq.moderation, thread.now, in_ticks(&thread.pace, WINDOW_NS), cq.unsignalled,
-             verdict != DROP)
+             verdict != DROP, cq.arrived <= cq.since)
     finish(cq, verdict != DROP)
     return True
 
@@ -71,8 +65,7 @@ cdef bint held_first(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
     cdef uint64_t until
     if cq.urgent or cq.stalled:
         return False
-    until = first_hold(&cq.moderation, cq.unsignalled, cq.since, cq.arrived,
-                       in_ticks(&thread.pace, QUIET_NS), in_ticks(&thread.pace, FIRST_HOLD_NS))
+    until = first_hold(&cq.moderation, cq.unsignalled, cq.since, cq.arrived)
     if until <= thread.now:
         return False
     cq.held_until = until

@@ -116,7 +116,7 @@ cdef struct CompletionQueue:
     # a line
     Moderation moderation
     bint reachable             # all of its pages are mapped
-    uint32_t line_of_moderation[3]
+    uint32_t line_of_moderation
     # others'
     EngineState *engine
     ThreadState *thread

@@ -94,8 +94,13 @@ class Moderation:
 
     @property
     def holding(self) -> bool: ...
-    def told(self, now: int, entries: int, signalled: bool = True) -> None:
-        """The host was told of so many entries, or took them without an interrupt."""
+    def told(
+        self, now: int, entries: int, signalled: bool = True, alone: bool = False
+    ) -> None:
+        """The host was told of so many entries, or took them without an interrupt.
+
+        ``alone``: it has submitted nothing since the first of them was posted.
+        """
     def held_until(self, entries: int, since: int, arrived: int) -> int:
         """Until when a first interrupt is held; 0: not at all.
 

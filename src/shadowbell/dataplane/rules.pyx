@@ -215,12 +215,11 @@ cdef class Moderation:
     def holding(self):
         return self.state.stance != moderation.PLAIN
 
-    def told(self, uint64_t now, uint32_t entries, bint signalled=True):
-        moderation.moderate(&self.state, now, moderation.WINDOW_NS, entries, signalled)
+    def told(self, uint64_t now, uint32_t entries, bint signalled=True, bint alone=False):
+        moderation.moderate(&self.state, now, moderation.WINDOW_NS, entries, signalled, alone)
 
     def held_until(self, uint32_t entries, uint64_t since, uint64_t arrived):
-        return moderation.first_hold(&self.state, entries, since, arrived, moderation.QUIET_NS,
-                                     moderation.FIRST_HOLD_NS)
+        return moderation.first_hold(&self.state, entries, since, arrived)
 
 
 cdef class Gathering:

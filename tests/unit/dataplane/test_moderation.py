@@ -10,7 +10,9 @@ from shadowbell.dataplane.rules import Moderation
 
 MS = 1_000_000
 SECOND = 1000 * MS
-LONGEST = 150_000
+LONGEST = 2_000_000
+QUIET = 40_000
+LONGEST_QUIET = 600_000
 MOST = 16
 
 # What a host does from one interrupt to the next: entries it takes, nanoseconds it needs.
@@ -18,9 +20,17 @@ Host = Callable[[bool], tuple[int, int]]
 
 
 def run(
-    host: Host, seconds: float, moderation: Moderation | None = None, start: float = 0
+    host: Host,
+    seconds: float,
+    moderation: Moderation | None = None,
+    start: float = 0,
+    *,
+    waits: bool = False,
 ) -> tuple[float, int]:
-    """The share of the entries that were told of while holding, and how many there were."""
+    """The share of the entries that were told of while holding, and how many there were.
+
+    ``waits``: the host submits nothing while its interrupt is held.
+    """
     moderation = moderation or Moderation()
     now, held, total = int(start * SECOND) + 1, 0, 0
     end = (start + seconds) * SECOND
@@ -30,7 +40,7 @@ def run(
         now += spent
         total += entries
         held += entries * holding
-        moderation.told(now, entries)
+        moderation.told(now, entries, alone=waits)
     return held / total, total
 
 
@@ -71,6 +81,64 @@ def test_a_host_that_changes_is_found_out() -> None:
     assert share < 0.1
 
 
+@pytest.mark.parametrize("host", [lone, indifferent])
+def test_trials_do_not_show_in_the_slowest_thousandth(host: Host) -> None:
+    """After a minute of it; of a host that waits for each command in the slowest ten thousandth."""
+    for waits, most in ((False, 0.001), (True, 0.0001)):
+        moderation = Moderation()
+        run(host, 60, moderation, waits=waits)
+        assert run(host, 120, moderation, start=60, waits=waits)[0] < most
+
+
+def test_a_host_that_waits_ends_a_trial_with_its_fourth_command() -> None:
+    moderation = Moderation()
+    now = trial(moderation, 100_000)
+    for _ in range(3):
+        now += 300_000
+        moderation.told(now, 1, alone=True)
+        assert moderation.holding
+    moderation.told(now + 300_000, 1, alone=True)
+    assert not moderation.holding
+
+
+def test_a_host_that_comes_to_wait_ends_holding_at_once() -> None:
+    """Deep until now, and from now on one command at a time."""
+    moderation = Moderation()
+    run(deep, 2, moderation)
+    share, total = run(lone, 0.5, moderation, start=2, waits=True)
+    assert share * total <= 24
+
+
+def test_a_host_that_now_and_then_submits_nothing_is_still_held() -> None:
+    moderation = Moderation()
+    run(deep, 2, moderation)
+    now, held = 2 * SECOND, 0
+    for number in range(10_000):
+        now += 50_000 + 20_000 * (6 if moderation.holding else 1)
+        held += moderation.holding
+        moderation.told(now, 6 if moderation.holding else 1, alone=number % 4 == 0)
+    assert held > 8000
+
+
+def trial(moderation: Moderation, gap: int) -> int:
+    """Until a trial of a host that takes an entry every ``gap`` nanoseconds; returns the time."""
+    now = 1
+    while not moderation.holding:
+        now += gap
+        moderation.told(now, 1)
+    return now
+
+
+@pytest.mark.parametrize(
+    ("gap", "quiet"), [(1000, QUIET), (60_000, 120_000), (500_000, LONGEST_QUIET)]
+)
+def test_a_first_interrupt_waits_for_the_time_of_two_commands(gap: int, quiet: int) -> None:
+    moderation = Moderation()
+    now = trial(moderation, gap)
+    until = moderation.held_until(1, now, now)
+    assert quiet * 0.99 <= until - now <= quiet * 1.01
+
+
 def test_nothing_is_tried_where_interrupts_are_shared_already() -> None:
     share, _ = run(lambda holding: (8, 100_000), 3)
     assert share == 0
@@ -99,10 +167,8 @@ def test_an_end_of_the_load_ends_holding() -> None:
 def test_a_hold_has_an_end(entries: int, since: int, arrived: int) -> None:
     moderation = Moderation()
     assert moderation.held_until(entries, since, arrived) == 0
-    now = 1
-    while not moderation.holding:
-        now += 70_000
-        moderation.told(now, 1)
+    trial(moderation, 70_000)
     until = moderation.held_until(entries, since, arrived)
     assert until <= since + LONGEST
+    assert until <= arrived + LONGEST_QUIET
     assert (until == 0) == (entries >= MOST)

@@ -6,7 +6,8 @@
 # which it is: with a fast disk a host that keeps 32 commands under way looks as if it kept one. So it
 # is tried. A window of time is measured as it is, then one with first interrupts held, and holding
 # goes on only where the host got at least an eighth more done. A trial that failed is repeated after
-# four times as many windows as the last, and one that was good is checked again after HOLD_WINDOWS.
+# four times as many windows as the last, a quarter of them after a time without a load, and one that was
+# good is checked again after HOLD_WINDOWS.
 #
 # While it is held, an interrupt waits until the host has submitted nothing for twice the time between
 # its commands, until FIRST_HOLD_ENTRIES share it, and for HOLD_COMMANDS times that at most. The time is
@@ -14,8 +15,9 @@
 # queues don't wait.
 #
 # Trials must not show in the latencies of a host that waits for each command. It submits nothing while
-# its interrupt is held: LONE such holds in a row end the trial, and four times as many end holding. Others
-# are tried for one window in LONGEST_PAUSE, less than one command in a thousand.
+# its interrupt is held: LONE such holds in a row end the trial. Others are tried for one window in
+# LONGEST_PAUSE, less than one command in a thousand. Twice as many such holds in a row end holding. That
+# may be a mood of an emulated host's, so it is tried again SOON.
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -24,6 +26,7 @@ cdef enum:
     WINDOW_ENTRIES = 128       # with fewer a rate says little, and the window goes on
     STALE_WINDOWS = 8          # but not for longer than this: there is no load
     HOLD_WINDOWS = 64
+    SOON = 2                   # windows before a trial of a host that was held until it seemed to wait
     FIRST_PAUSE = 16           # windows between two trials, at least
     LONGEST_PAUSE = 2048       # and at most
     WORTH_ENTRIES = 4          # so many entries an interrupt by themselves: nothing to gain
@@ -33,7 +36,7 @@ cdef enum:
     LONGEST_HOLD_NS = 2000000
     HOLD_COMMANDS = 8          # it may take the time of so many
     FIRST_HOLD_ENTRIES = 16
-    LONE = 4
+    LONE = 8
 
 cdef enum Stance:
     PLAIN                      # interrupts go at once
@@ -91,8 +94,13 @@ cdef inline void moderate(Moderation *moderation, uint64_t now, uint64_t window,
     moderation.signals += signalled
     if moderation.stance != PLAIN:
         moderation.alone = moderation.alone + 1 if alone else 0
-        if moderation.alone >= (LONE if moderation.stance == TRIAL else 4 * LONE):
+        if moderation.stance == TRIAL and moderation.alone >= LONE:
             give_up(moderation)
+            open_window(moderation, now)
+            return
+        if moderation.alone >= 2 * LONE:
+            moderation.stance = PLAIN
+            moderation.left = SOON
             open_window(moderation, now)
             return
     spent = now - moderation.began
@@ -102,6 +110,7 @@ cdef inline void moderate(Moderation *moderation, uint64_t now, uint64_t window,
         if spent >= STALE_WINDOWS * window:
             moderation.stance = PLAIN
             moderation.left = 0
+            moderation.pause >>= 2
             open_window(moderation, now)
         return
     rate = (<uint64_t> moderation.entries << 32) // spent

@@ -90,10 +90,10 @@ def test_trials_do_not_show_in_the_slowest_thousandth(host: Host) -> None:
         assert run(host, 120, moderation, start=60, waits=waits)[0] < most
 
 
-def test_a_host_that_waits_ends_a_trial_with_its_fourth_command() -> None:
+def test_a_host_that_waits_ends_a_trial_with_its_eighth_command() -> None:
     moderation = Moderation()
     now = trial(moderation, 100_000)
-    for _ in range(3):
+    for _ in range(7):
         now += 300_000
         moderation.told(now, 1, alone=True)
         assert moderation.holding
@@ -106,7 +106,7 @@ def test_a_host_that_comes_to_wait_ends_holding_at_once() -> None:
     moderation = Moderation()
     run(deep, 2, moderation)
     share, total = run(lone, 0.5, moderation, start=2, waits=True)
-    assert share * total <= 24
+    assert share * total <= 16 + 3 * 8
 
 
 def test_a_host_that_now_and_then_submits_nothing_is_still_held() -> None:

@@ -55,6 +55,13 @@ def cache_lines():
             {line(&cq, &cq.engine), line(&cq, &cq.posted)},
             sizeof(cq) / LINE,
         ),
+        "completion queue, once a round": (
+            {line(&cq, &cq.urgent), line(&cq, &cq.entry[7])},
+            {line(&cq, &cq.head_doorbell), line(&cq, &cq.line_of_rounds),
+             line(&cq, &cq.moderation), line(&cq, &cq.reachable)},
+            {line(&cq, &cq.engine), line(&cq, &cq.posted)},
+            sizeof(cq) / LINE,
+        ),
         "counters": (
             {line(&counters, &counters.commands), line(&counters, &counters.latency[255])},
             {line(&counters, &counters.bytes_read), line(&counters, &counters.arms_lost)},

@@ -13,3 +13,10 @@ def test_what_different_threads_change_lies_in_different_lines(name: str) -> Non
     assert not others & read
     assert len(own) == len(others) == 1
     assert size == int(size)  # the next of an array begins with a line
+
+
+def test_a_round_of_interrupts_touches_two_lines_of_its_own() -> None:
+    """One for heads and signals, one for moderation: neither is touched at every completion."""
+    completions, rounds, others, _ = cache_lines()["completion queue, once a round"]
+    assert len(rounds) == 2
+    assert not rounds & (completions | others)

@@ -32,7 +32,7 @@ from shadowbell.dataplane.layout cimport (
     Counters,
     EngineState,
 )
-from shadowbell.dataplane.lines cimport take_lines
+from shadowbell.dataplane.lines cimport take_pages
 from shadowbell.dataplane.live cimport count_live
 from shadowbell.dataplane.namespaces cimport Namespaces, free_namespaces
 from shadowbell.dataplane.pausing cimport Pausing
@@ -84,7 +84,7 @@ cdef class Engine:
         self.stream.state = self.access.state = self.admin.state = self.state
         self.binding.state = self.queues.state = self.state
         self.pausing.state = self.namespaces.state = self.state
-        self.state.counters = <Counters *> take_lines(MAX_QUEUES, sizeof(Counters))
+        self.state.counters = <Counters *> take_pages(MAX_QUEUES * sizeof(Counters))
         self.notify_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self.doorbell_fd = os.memfd_create(
             "shadowbell-doorbells", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -112,7 +112,8 @@ cdef class Engine:
                 munmap(self.state.doorbells, PAGE_SIZE)
                 count_live(b"engines", -1)
             free_namespaces(self.state)
-            free(self.state.counters)
+            if self.state.counters != NULL:
+                munmap(self.state.counters, MAX_QUEUES * sizeof(Counters))
             free(self.state)
         for fd in (self.notify_fd, self.doorbell_fd):
             if fd >= 0:

@@ -7,15 +7,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from posix.mman cimport (
-    MAP_ANONYMOUS,
-    MAP_FAILED,
-    MAP_PRIVATE,
-    PROT_READ,
-    PROT_WRITE,
-    mmap,
-    munmap,
-)
+from posix.mman cimport munmap
 from posix.unistd cimport close, read
 
 import contextlib
@@ -48,6 +40,7 @@ from shadowbell.dataplane.layout cimport (
     SubmissionQueue,
     ThreadState,
 )
+from shadowbell.dataplane.lines cimport take_pages
 from shadowbell.dataplane.live cimport count_live
 from shadowbell.dataplane.loop cimport run
 from shadowbell.dataplane.pacing cimport begin_pace, in_ticks
@@ -276,8 +269,7 @@ cdef void wake(BlockContext *context) noexcept nogil:
 
 
 cdef void *take(size_t size) except NULL:
-    """Zeroed pages that cost nothing until they are touched."""
-    cdef void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if memory == MAP_FAILED:
+    cdef void *memory = take_pages(size)
+    if memory == NULL:
         raise MemoryError
     return memory

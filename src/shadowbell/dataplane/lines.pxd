@@ -3,6 +3,7 @@
 
 from libc.stddef cimport size_t
 from libc.string cimport memset
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap
 from posix.stdlib cimport posix_memalign
 
 cdef enum:
@@ -16,3 +17,9 @@ cdef inline void *take_lines(size_t count, size_t size) noexcept nogil:
         return NULL
     memset(memory, 0, count * size)
     return memory
+
+
+cdef inline void *take_pages(size_t size) noexcept nogil:
+    """Zeroed pages that cost nothing until they are touched, for munmap(); NULL: there are none."""
+    cdef void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    return NULL if memory == MAP_FAILED else memory

@@ -94,9 +94,7 @@ class Moderation:
 
     @property
     def holding(self) -> bool: ...
-    def told(
-        self, now: int, entries: int, signalled: bool = True, alone: bool = False
-    ) -> None:
+    def told(self, now: int, entries: int, signalled: bool = True, alone: bool = False) -> None:
         """The host was told of so many entries, or took them without an interrupt.
 
         ``alone``: it has submitted nothing since the first of them was posted.

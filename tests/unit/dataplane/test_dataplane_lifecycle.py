@@ -128,6 +128,21 @@ def test_an_engine_needs_running_threads() -> None:
             Engine([thread], max_queues=max_queues, mapped=False)
 
 
+def test_a_controller_takes_memory_for_the_queues_that_it_has() -> None:
+    """512 of them in a server are no unusual number, 128 queues each what few ever make."""
+
+    def resident() -> int:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    thread = IOThread(0)
+    Engine([thread], max_queues=128, mapped=False)
+    before = resident()
+    engines = [Engine([thread], max_queues=128, mapped=False) for _ in range(50)]
+    assert resident() - before < 50 * 100 * 1024
+    assert len(engines) == 50
+
+
 def test_threads_ask_for_the_shortest_slice() -> None:
     """Who wakes beside a busy process is let in at once only with a slice shorter than its own."""
 

@@ -74,7 +74,7 @@ class Slot:
 class Pace:
     """How a thread waits between pieces of work; times in nanoseconds, the polling window too.
 
-    ``waited``: how long the thread has waited for a processor, in all; None: the kernel doesn't say.
+    ``waited``: how long the thread waited for a processor in all; None: the kernel doesn't say.
     """
 
     def __init__(self, poll_max_ns: int) -> None: ...

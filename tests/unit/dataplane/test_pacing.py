@@ -197,7 +197,7 @@ def test_what_the_hypervisor_takes_does_not_end_polling() -> None:
 
 
 def test_a_busy_process_is_told_from_a_hypervisor() -> None:
-    """The kernel's count of waiting grows by what a busy process took, and the rules are the same."""
+    """The kernel's count grows by what a busy process took, and the rules are the same."""
     chance = random.Random(3)
     gaps = [chance.randrange(25 * US, 75 * US) for _ in range(8000)]
     told = Simulated(gaps, WINDOW, contended=True, counted=True)

@@ -39,6 +39,7 @@ from shadowbell.block.rings cimport (
     enter_file,
     give_file_slot,
     leave_file,
+    start_some,
     take_file_slot,
     use_file,
 )
@@ -49,6 +50,7 @@ from shadowbell.dataplane.includes.uring cimport (
     IORING_OP_URING_CMD,
     IORING_OP_WRITE_FIXED,
     IORING_OP_WRITEV_FIXED,
+    io_uring,
     io_uring_get_sqe,
     io_uring_prep_fallocate,
     io_uring_prep_fsync,
@@ -267,7 +269,8 @@ cdef bint queue_part(BlockContext *context, BlockRequest *request) noexcept nogi
     cdef bint fua = request.flags & BLOCK_FUA
     # A polled ring takes nothing but reads and writes; what FUA adds to one isn't polled for.
     cdef bint polled = request.stage == MOVING and backend.polled and not fua and context.has_polled
-    cdef io_uring_sqe *sqe = io_uring_get_sqe(&context.polled if polled else &context.ring)
+    cdef io_uring *ring = &context.polled if polled else &context.ring
+    cdef io_uring_sqe *sqe = io_uring_get_sqe(ring)
     cdef uint64_t offset = request.offset + request.done
     cdef uint64_t left = request.length - request.done
     if sqe == NULL:
@@ -298,6 +301,8 @@ cdef bint queue_part(BlockContext *context, BlockRequest *request) noexcept nogi
     use_file(context, backend, sqe)
     io_uring_sqe_set_data64(sqe, <uint64_t> request)
     context.polling += polled
+    if request.stage == MOVING and backend.memory_align > 1:
+        start_some(ring)
     return True
 
 

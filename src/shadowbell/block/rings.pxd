@@ -1,5 +1,14 @@
 from shadowbell.block.backend cimport BlockContext, BlockState
-from shadowbell.dataplane.includes.uring cimport IOSQE_FIXED_FILE, io_uring_sqe
+from shadowbell.dataplane.includes.uring cimport (
+    IOSQE_FIXED_FILE,
+    io_uring,
+    io_uring_sq_ready,
+    io_uring_sqe,
+    io_uring_submit,
+)
+
+cdef enum:
+    AT_ONCE = 4        # transfers that a disk is given at a time
 
 cdef enum RingOption:
     RING_SQPOLL = 1    # a kernel thread submits
@@ -23,3 +32,12 @@ cdef inline void use_file(BlockContext *context, BlockState *backend,
         sqe.flags |= IOSQE_FIXED_FILE
     else:
         sqe.fd = backend.fd
+
+
+cdef inline void start_some(io_uring *ring) noexcept nogil:
+    """Don't leave a disk idle while a long batch is prepared.
+
+    The kernel keeps what is submitted at a time back from the disk until all of it is ready.
+    """
+    if io_uring_sq_ready(ring) >= AT_ONCE:
+        io_uring_submit(ring)

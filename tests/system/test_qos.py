@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -18,6 +19,7 @@ from shadowbell.nvme import IoOpcode, Status, SubmissionEntry
 
 SECONDS = 2.0
 NEVER = 1  # commands a second: the second one of a test doesn't come
+TRIES = 4
 
 
 def limit(served: Served, nsid: int, **limits: float) -> None:
@@ -48,6 +50,16 @@ def rate(results: list[LoadStats]) -> float:
     return sum(stats.ios for stats in results) / max(stats.seconds for stats in results)
 
 
+def check_limit(limit: float, measure: Callable[[], float], rel: float = 0.05) -> None:
+    """Nobody ever gets more; that they get less may be the machine's fault, and is tried again."""
+    for _ in range(TRIES):
+        found = measure()
+        assert found <= limit * (1 + rel)
+        if found >= limit * (1 - rel):
+            return
+    pytest.fail(f"{found:.1f} a second of {limit:g} in the last of {TRIES} tries")
+
+
 def read(nsid: int, host: Host) -> SubmissionEntry:
     return SubmissionEntry(opcode=IoOpcode.READ, nsid=nsid, prp1=host.arena.iova)
 
@@ -58,25 +70,26 @@ def test_commands_a_second(serve: Serve, attach: Attach, iops: int, iothreads: i
     served = serve(f"memory:8M,iops={iops}", "--iothreads", str(iothreads))
     host = attach(served)
     queues = [host.create_queue_pair(64) for _ in range(2)]
-    results = loads(host, queues, [LoadSpec(pattern="randrw", depth=16)] * 2)
-    assert rate(results) == pytest.approx(iops, rel=0.05)
+    check_limit(iops, lambda: rate(loads(host, queues, [LoadSpec(pattern="randrw", depth=16)] * 2)))
 
 
 @pytest.mark.parametrize("block_size", [4096, 65536])
 def test_bytes_a_second(serve: Serve, attach: Attach, block_size: int) -> None:
     host = attach(serve("{folder}/disk.img,bps=32M", image=16 << 20))
-    results = loads(host, [host.create_queue_pair(64)], [LoadSpec(block_size=block_size, depth=8)])
-    assert rate(results) * block_size == pytest.approx(32 << 20, rel=0.05)
+    queues, specs = [host.create_queue_pair(64)], [LoadSpec(block_size=block_size, depth=8)]
+    check_limit(32 << 20, lambda: rate(loads(host, queues, specs)) * block_size)
 
 
 def test_the_tighter_limit_counts(serve: Serve, attach: Attach) -> None:
     served = serve("memory:8M,iops=2000,bps=4M")
     host = attach(served)
     queue = host.create_queue_pair(64)
-    small = loads(host, [queue], [LoadSpec(block_size=512, depth=8)], 1)
-    large = loads(host, [queue], [LoadSpec(block_size=16384, depth=8)], 1)
-    assert rate(small) == pytest.approx(2000, rel=0.1)
-    assert rate(large) == pytest.approx(256, rel=0.1)
+
+    def measure(block_size: int) -> float:
+        return rate(loads(host, [queue], [LoadSpec(block_size=block_size, depth=8)], 1))
+
+    check_limit(2000, lambda: measure(512), rel=0.1)
+    check_limit(256, lambda: measure(16384), rel=0.1)
 
 
 def test_limits_change_under_load(serve: Serve, attach: Attach) -> None:
@@ -87,22 +100,25 @@ def test_limits_change_under_load(serve: Serve, attach: Attach) -> None:
     thread = threading.Thread(target=lambda: done.append(load.run(seconds=60, stall=60)))
     thread.start()
     before = served.ledger(SOCKET).commands
-    counts = []
-    for limits in ({"iops": 2000}, {"iops": 8000}, {}):
-        limit(served, 1, **limits)
-        time.sleep(0.2)  # what was saved up is spent
+
+    def measure() -> float:
         start, first = time.monotonic(), served.ledger(SOCKET).commands
         time.sleep(1)
         last = served.ledger(SOCKET).commands
-        counts.append((last - first) / (time.monotonic() - start))
+        return (last - first) / (time.monotonic() - start)
+
+    for iops in (2000, 8000):
+        limit(served, 1, iops=iops)
+        time.sleep(0.2)  # what was saved up is spent
+        check_limit(iops, measure, rel=0.1)
+    limit(served, 1)
+    unlimited = measure()
     limit(served, 1, iops=NEVER)
     load.stop()
     limit(served, 1)
     thread.join(30)
     assert before <= 40
-    assert counts[0] == pytest.approx(2000, rel=0.1)
-    assert counts[1] == pytest.approx(8000, rel=0.1)
-    assert counts[2] > 12_000
+    assert unlimited > 12_000
     assert done[0].clean
 
 
@@ -163,8 +179,14 @@ def test_queues_have_equal_shares(serve: Serve, attach: Attach) -> None:
     host = attach(serve("memory:8M,iops=3000", "--iothreads", "2"))
     depths = [1, 4, 60]
     queues = [host.create_queue_pair(64) for _ in depths]
-    results = loads(host, queues, [LoadSpec(depth=depth) for depth in depths])
-    assert rate(results) == pytest.approx(3000, rel=0.05)
+    specs = [LoadSpec(depth=depth) for depth in depths]
+    results: list[LoadStats] = []
+
+    def measure() -> float:
+        results[:] = loads(host, queues, specs)
+        return rate(results)
+
+    check_limit(3000, measure)
     for stats in results[1:]:
         assert stats.ios >= 0.25 * 3000 * SECONDS
     assert results[0].ios >= 0.15 * 3000 * SECONDS  # it is alone with its way there and back
@@ -181,29 +203,39 @@ def test_data_is_right_when_it_comes_late(serve: Serve, attach: Attach) -> None:
 def test_pauses_give_nothing_away(serve: Serve, attach: Attach) -> None:
     """A host that makes and deletes queues all the time gets no more than its limit."""
     host = attach(serve("memory:8M,iops=1000"))
-    load = Load(host, [host.create_queue_pair(256)], LoadSpec(depth=200))
-    done: list[LoadStats] = []
-    thread = threading.Thread(target=lambda: done.append(load.run(seconds=SECONDS)))
-    thread.start()
-    while thread.is_alive():
-        host.delete_queue_pair(host.create_queue_pair(4))
-    assert rate(done) == pytest.approx(1000, rel=0.05)
+    queue = host.create_queue_pair(256)
+
+    def measure() -> float:
+        done: list[LoadStats] = []
+        thread = threading.Thread(
+            target=lambda: done.extend(loads(host, [queue], [LoadSpec(depth=200)]))
+        )
+        thread.start()
+        while thread.is_alive():
+            host.delete_queue_pair(host.create_queue_pair(4))
+        return rate(done)
+
+    check_limit(1000, measure)
 
 
 def test_what_is_held_moves_with_its_queue(serve: Serve, attach: Attach) -> None:
     served = serve("memory:8M,iops=2000", "--iothreads", "3")
     host = attach(served)
     queues = [host.create_queue_pair(64) for _ in range(3)]
-    results: list[LoadStats] = []
-    thread = threading.Thread(
-        target=lambda: results.extend(loads(host, queues, [LoadSpec(depth=32)] * 3))
-    )
-    thread.start()
     path = str(served.socket(SOCKET))
     places = itertools.cycle(itertools.product((1, 2, 3), (0, 1, 2)))
-    while thread.is_alive():
-        assert ask(path, MoveQueue(*next(places)))
-    assert rate(results) == pytest.approx(2000, rel=0.05)
+
+    def measure() -> float:
+        results: list[LoadStats] = []
+        thread = threading.Thread(
+            target=lambda: results.extend(loads(host, queues, [LoadSpec(depth=32)] * 3))
+        )
+        thread.start()
+        while thread.is_alive():
+            assert ask(path, MoveQueue(*next(places)))
+        return rate(results)
+
+    check_limit(2000, measure)
     limit(served, 1, iops=NEVER)
     fill(queues[0], host)
     for iothread in (0, 1, 2):

@@ -15,19 +15,16 @@ import logging
 import selectors
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
 from shadowbell.config import parse_namespace
 from shadowbell.errors import UserError
 from shadowbell.limits import Limits
-from shadowbell.manage.disks import Protection
+from shadowbell.manage.disks import Disks, Protection
 from shadowbell.manage.listener import Listener
 from shadowbell.manage.outbox import Outbox
-
-if TYPE_CHECKING:
-    from shadowbell.manage.port import Port
 
 SUFFIX = ".control"
 """Behind the path of a controller's socket: where its control socket is by default."""
@@ -107,7 +104,17 @@ class Reply(msgspec.Struct, omit_defaults=True):
 _decode = msgspec.json.Decoder(AnyRequest).decode
 
 
-def carry_out(port: Port, request: AnyRequest) -> object:
+class Controlled(Protocol):
+    """What requests are carried out on: a `Port`."""
+
+    @property
+    def disks(self) -> Disks: ...
+    def status(self) -> object: ...
+    def ledger(self) -> object: ...
+    def move_queue(self, cqid: int, iothread: int) -> bool: ...
+
+
+def carry_out(port: Controlled, request: AnyRequest) -> object:
     """Do what is asked for; returns what the reply tells. Raises UserError."""
     match request:
         case Status():
@@ -134,7 +141,7 @@ def carry_out(port: Port, request: AnyRequest) -> object:
 class ControlSocket:
     """Listens at `path` for requests to `port`, for this user only. Raises UserError."""
 
-    def __init__(self, path: str, port: Port, selector: selectors.BaseSelector) -> None:
+    def __init__(self, path: str, port: Controlled, selector: selectors.BaseSelector) -> None:
         self._port = port
         self._selector = selector
         self._clients: set[_Client] = set()
@@ -167,7 +174,7 @@ class _Client:
     def __init__(
         self,
         connection: socket.socket,
-        port: Port,
+        port: Controlled,
         selector: selectors.BaseSelector,
         gone: Callable[[_Client], None],
     ) -> None:

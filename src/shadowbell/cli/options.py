@@ -68,7 +68,7 @@ def serving_parser(command: str, description: str) -> Parser:
     process.add_argument(
         "--poll-max-us",
         metavar="US|busy",
-        help="longest busy wait before an I/O thread sleeps (default 256, 0: none, busy: always "
+        help="longest busy wait before an I/O thread sleeps (default 1024, 0: none, busy: always "
         "poll while a guest has queues)",
     )
     process.add_argument(

@@ -175,8 +175,9 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything one process serves. `poll_max_us` is the longest busy wait, 0 for none;
-    with "busy" an I/O thread polls for as long as it has an I/O queue.
+    """Everything one process serves. `poll_max_us` is the longest busy wait, 0 for none: a quarter
+    of it as a rule, more while such waits take an eighth of the time at most. With "busy" an I/O
+    thread polls for as long as it has an I/O queue.
 
     `iothread_cpus`: the processor that each IOThread runs on; None leaves it to the kernel.
 
@@ -189,7 +190,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     controllers: tuple[ControllerConfig, ...] = msgspec.field(name="controller")
     iothreads: int = 1
     iothread_cpus: tuple[int, ...] | None = None
-    poll_max_us: PollMax = 256
+    poll_max_us: PollMax = 1024
     sqpoll: bool = False
     iopoll: bool = False
     fixed_buffers: bool = False

@@ -12,7 +12,7 @@ from shadowbell.dataplane.layout cimport (
     ThreadState,
 )
 from shadowbell.dataplane.moderation cimport WINDOW_NS, first_hold, moderate
-from shadowbell.dataplane.pacing cimport in_ticks
+from shadowbell.dataplane.pacing cimport in_ticks, told
 
 cdef enum:
     HOLD_NS = 50000            # a host takes so long to be woken, or a little less
@@ -55,6 +55,7 @@ cdef bint settle(ThreadState *thread, CompletionQueue *cq) noexcept nogil:
         return False
     if verdict == RAISE and held_first(thread, cq):
         return False
+    told(&thread.pace, cq.unsignalled)
     moderate(&cq.moderation, thread.now, in_ticks(&thread.pace, WINDOW_NS), cq.unsignalled,
              verdict != DROP, cq.arrived <= cq.since)
     finish(cq, verdict != DROP)

@@ -7,7 +7,7 @@ class IOThread:
         self,
         index: int,
         *,
-        poll_max_us: int | Literal["busy"] = 256,
+        poll_max_us: int | Literal["busy"] = 1024,
         cpu: int | None = None,
         sqpoll: bool = False,
         iopoll: bool = False,

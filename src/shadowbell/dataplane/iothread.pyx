@@ -104,14 +104,14 @@ cdef double ticks_a_second():
 cdef class IOThread:
     """A thread that serves queue pairs of any number of engines.
 
-    ``poll_max_us``: the longest time in microseconds to poll for work before sleeping; 0 never
-    polls, "busy" polls for as long as there is an I/O queue. ``cpu``: the processor to run on, or
-    None. ``sqpoll``: a kernel thread submits to files. ``iopoll``: completions of files opened for
-    it are fetched from their devices. ``start()`` raises ``UserError`` where io_uring isn't
-    available.
+    ``poll_max_us``: the longest time in microseconds to poll for work before sleeping (as a rule a
+    quarter of it: pacing.pxd); 0 never polls, "busy" polls for as long as there is an I/O queue.
+    ``cpu``: the processor to run on, or None. ``sqpoll``: a kernel thread submits to files.
+    ``iopoll``: completions of files opened for it are fetched from their devices. ``start()`` raises
+    ``UserError`` where io_uring isn't available.
     """
 
-    def __cinit__(self, int index, *, poll_max_us=256, cpu=None, sqpoll=False, iopoll=False):
+    def __cinit__(self, int index, *, poll_max_us=1024, cpu=None, sqpoll=False, iopoll=False):
         cdef uint32_t i
         cdef ThreadState *state = &self.state
         if not 0 <= index < MAX_CONTEXTS:

@@ -209,6 +209,9 @@ cdef class Pace:
             pacing.note_waits(&self.pace, now, waited)
         return ("poll", "nap", "sleep")[rest], nap
 
+    def told(self, uint32_t entries):
+        pacing.told(&self.pace, entries)
+
     def napped(self, uint64_t asked, uint64_t took):
         pacing.napped(&self.pace, asked, took)
 

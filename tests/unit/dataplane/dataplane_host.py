@@ -334,7 +334,7 @@ class Host:
 def running(
     count: int = 1,
     *,
-    poll_max_us: int | Literal["busy"] = 256,
+    poll_max_us: int | Literal["busy"] = 1024,
     sqpoll: bool = False,
     iopoll: bool = False,
 ) -> Iterator[list[IOThread]]:

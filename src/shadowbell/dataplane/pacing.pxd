@@ -178,7 +178,7 @@ cdef inline void worked(Pace *pace, uint64_t found, uint64_t now) noexcept nogil
             gap = min(gap, in_ticks(pace, 8 * NAP_GAP_NS))
         else:
             gap = pace.rested_at - pace.last_work
-    elif pace.looked_at:
+    else:
         spend_long_wait(pace, found)
     if pace.overslept:
         pace.caution += in_ticks(pace, CAUTION_NS)
@@ -199,16 +199,23 @@ cdef inline void earn_long_waits(Pace *pace, uint64_t elapsed) noexcept nogil:
 
 
 cdef inline void spend_long_wait(Pace *pace, uint64_t now) noexcept nogil:
-    """Polling ended."""
+    """Polling ended, if the last look was of that kind."""
     cdef uint64_t waited = now - pace.last_work
-    if waited > pace.window:
+    if pace.looked_at and waited > pace.window:
         pace.spare -= min(pace.spare, waited - pace.window)
+
+
+cdef inline void begin_rest(Pace *pace, uint64_t now) noexcept nogil:
+    """A look found no work, and the thread naps or sleeps now."""
+    spend_long_wait(pace, now)
+    pace.rested_at = now
+    pace.looked_at = 0
 
 
 cdef inline void slept_for_others(Pace *pace, uint64_t now) noexcept nogil:
     """A look found no work, and the thread goes to sleep whatever the gaps are (gathering.pxd)."""
-    pace.rested_at = now
-    pace.looked_at = 0
+    pace.expecting = pace.overslept = False
+    begin_rest(pace, now)
 
 
 cdef inline void napped(Pace *pace, uint64_t asked, uint64_t took) noexcept nogil:
@@ -248,11 +255,8 @@ cdef inline int how_to_rest(Pace *pace, uint64_t now, bint queues, bint mapped, 
     if rest == REST_POLL:
         pace.looked_at = now
         pace.rested_at = 0
-        return rest
-    if pace.looked_at:
-        spend_long_wait(pace, now)
-    pace.looked_at = 0
-    pace.rested_at = now
+    else:
+        begin_rest(pace, now)
     return rest
 
 

@@ -47,7 +47,9 @@ cdef enum:
     MARGIN_NS = 4000           # work may always be early by this much,
     CAUTION_NS = 8000          # and by so much more for each nap that ended late
     WINDOWS = 4                # a long wait is at most so many polling windows,
-    LONG_WAITS_LOG2 = 3        # and all of them together this share of the time
+    LONG_WAITS_LOG2 = 3        # and all of them together this share of the time;
+    LONG_WAITS_SAVED = 4       # so many in a row
+    LONGEST_GAP = 4            # average ones: a gap counts for no more
     LONG_SLEEP_NS = 200000     # a sleep whose waking up doesn't matter any more
     NAP_GAP_NS = 1000000       # gaps beyond this are slept through,
     LOOK_GAP_NS = 400000       # and beyond this unless it is known when they end
@@ -182,7 +184,7 @@ cdef inline void worked(Pace *pace, uint64_t found, uint64_t now) noexcept nogil
         spend_long_wait(pace, found)
     if pace.overslept:
         pace.caution += in_ticks(pace, CAUTION_NS)
-    gap = min(gap, max(4 * pace.gap, in_ticks(pace, WORTH_NS)))
+    gap = min(gap, max(LONGEST_GAP * pace.gap, in_ticks(pace, WORTH_NS)))
     learn(&pace.spread, gap - pace.gap if gap > pace.gap else pace.gap - gap)
     learn(&pace.gap, gap)
     pace.overshoot -= pace.overshoot >> 8  # one bad moment must not end napping for good
@@ -193,9 +195,8 @@ cdef inline void worked(Pace *pace, uint64_t found, uint64_t now) noexcept nogil
 
 
 cdef inline void earn_long_waits(Pace *pace, uint64_t elapsed) noexcept nogil:
-    """At most four can be saved up."""
     pace.spare = min(pace.spare + (elapsed >> LONG_WAITS_LOG2),
-                     4 * (WINDOWS - 1) * pace.window)
+                     LONG_WAITS_SAVED * (WINDOWS - 1) * pace.window)
 
 
 cdef inline void spend_long_wait(Pace *pace, uint64_t now) noexcept nogil:

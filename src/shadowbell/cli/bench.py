@@ -105,7 +105,7 @@ def _parser() -> Parser:
     how.add_argument(
         "--poll-max-us",
         metavar="LIST",
-        help="the server's window: microseconds, adaptive or busy (default adaptive)",
+        help="the server's longest busy wait: microseconds, adaptive or busy (default adaptive)",
     )
     how.add_argument("--cpus", metavar="A,B", help="driver on processor A, server on B")
     how.add_argument("--compete", action="store_true", help="a busy process on the server's, too")

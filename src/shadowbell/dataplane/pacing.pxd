@@ -173,6 +173,7 @@ cdef inline void worked(Pace *pace, uint64_t found, uint64_t now) noexcept nogil
     """A look found work, which is done: a gap has ended and the next one begins."""
     cdef uint64_t gap = found - pace.last_work
     earn_long_waits(pace, gap)
+    spend_long_wait(pace)
     if was_away(pace, found):
         gap = pace.looked_at - pace.last_work
     elif pace.rested_at:
@@ -180,8 +181,6 @@ cdef inline void worked(Pace *pace, uint64_t found, uint64_t now) noexcept nogil
             gap = min(gap, in_ticks(pace, 8 * NAP_GAP_NS))
         else:
             gap = pace.rested_at - pace.last_work
-    else:
-        spend_long_wait(pace, found)
     if pace.overslept:
         pace.caution += in_ticks(pace, CAUTION_NS)
     gap = min(gap, max(LONGEST_GAP * pace.gap, in_ticks(pace, WORTH_NS)))
@@ -199,16 +198,16 @@ cdef inline void earn_long_waits(Pace *pace, uint64_t elapsed) noexcept nogil:
                      LONG_WAITS_SAVED * (WINDOWS - 1) * pace.window)
 
 
-cdef inline void spend_long_wait(Pace *pace, uint64_t now) noexcept nogil:
-    """Polling ended, if the last look was of that kind."""
-    cdef uint64_t waited = now - pace.last_work
+cdef inline void spend_long_wait(Pace *pace) noexcept nogil:
+    """Polling has ended, if there was any, with the last look."""
+    cdef uint64_t waited = pace.looked_at - pace.last_work
     if pace.looked_at and waited > pace.window:
         pace.spare -= min(pace.spare, waited - pace.window)
 
 
 cdef inline void begin_rest(Pace *pace, uint64_t now) noexcept nogil:
     """A look found no work, and the thread naps or sleeps now."""
-    spend_long_wait(pace, now)
+    spend_long_wait(pace)
     pace.rested_at = now
     pace.looked_at = 0
 
@@ -226,7 +225,7 @@ cdef inline void napped(Pace *pace, uint64_t asked, uint64_t took) noexcept nogi
 
 
 cdef inline void told(Pace *pace, uint32_t entries) noexcept nogil:
-    """A host with interrupts was told of so many completions at once."""
+    """A host with interrupts was told of so many completions at once, or took them."""
     learn(&pace.together, <uint64_t> entries << 8)
 
 

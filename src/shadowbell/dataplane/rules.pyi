@@ -79,7 +79,7 @@ class Pace:
 
     def __init__(self, poll_max_ns: int) -> None: ...
     def told(self, entries: int) -> None:
-        """A host with interrupts was told of so many completions at once."""
+        """A host with interrupts was told of so many completions at once, or took them."""
     def looked(self, now: int, waited: int | None = None) -> None:
         """A look began; ``worked`` or ``rest`` tells what came of it."""
     def worked(self, found: int, now: int | None = None) -> None:
